@@ -1,0 +1,208 @@
+"""Bytes in the store: one place that knows how keys and values look.
+
+Keys are big-endian so that RocksDB's byte order is numeric order; array values are little-endian.
+
+    family    key                                       value
+    meta      "store" | "totals"                        JSON
+    offsets   partition name                            next offset u64
+    ids       item id                                   ordinal u64
+    items     ordinal u64                               ITEM_FIXED, raw u32 x F, leaf u32 x F, item id
+    vectors   ordinal u64                               float16 x F x d
+    content   ordinal u64                               the event's bytes as they came
+    postings  facet u8, leaf u32, ordinal u64           empty
+    leaves    facet u8, leaf u32                        LEAF_FIXED, centroid float32 x d
+    sizes     facet u8, page u32                        size u32 x PAGE of leaves page * PAGE ...
+    routes    facet u8, raw u32                         leaf u32 x candidates
+    stats     ordinal u64                               (epoch i32 x W, decayed f64 x W, value_sum f64, last_at i64, count u32 x K)
+    pending   item id, 0, partition name, 0, offset u64 the engagement's bytes as they came
+    journal   sequence u64                              JSON
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.errors import StoreCorruptError
+
+FAMILIES: Final = (
+    "meta",
+    "offsets",
+    "ids",
+    "items",
+    "vectors",
+    "content",
+    "postings",
+    "leaves",
+    "sizes",
+    "routes",
+    "stats",
+    "pending",
+    "journal",
+)
+PAGE: Final = 256
+U64: Final = struct.Struct(">Q")
+FACET_U32: Final = struct.Struct(">BI")
+POSTING: Final = struct.Struct(">BIQ")
+ITEM_FIXED: Final = struct.Struct("<BxHqqq")  # state, source, created_at, occurred_at, offset
+LEAF_FIXED: Final = struct.Struct("<BxxxII")  # state, version, size when marked
+
+_POSTING_DTYPE: Final = np.dtype([("facet", "u1"), ("leaf", ">u4"), ("ordinal", ">u8")])
+
+
+class ItemState(IntEnum):
+    """What an ordinal stands for."""
+
+    ABSENT = 0
+    LIVE = 1
+    DELETED = 2
+
+
+class LeafState(IntEnum):
+    """Why a leaf may be out of bounds."""
+
+    NORMAL = 0
+    UNSPLITTABLE = 1  # all members are identical
+    FEW_ITEMS = 2  # the facet holds no other leaf to merge with
+    RETIRED = 3  # merged or split away; never stored
+
+
+class ItemRecord(NamedTuple):
+    """One row of ``items``; ``raw`` and ``leaf`` are (F,) uint32."""
+
+    state: int
+    source: int
+    created_at: int
+    occurred_at: int
+    offset: int
+    raw: npt.NDArray[np.uint32]
+    leaf: npt.NDArray[np.uint32]
+    item_id: str
+
+
+class LeafRecord(NamedTuple):
+    """One row of ``leaves``; ``centroid`` is (d,) float32."""
+
+    state: int
+    version: int
+    marked_size: int
+    centroid: npt.NDArray[np.float32]
+
+
+def ordinal_keys(ordinals: npt.NDArray[np.integer]) -> list[bytes]:
+    """Keys of n ordinals."""
+    joined = ordinals.astype(">u8").tobytes()
+    return [joined[at : at + 8] for at in range(0, len(joined), 8)]
+
+
+def posting_keys(facet: int, leaves: npt.NDArray[np.integer], ordinals: npt.NDArray[np.integer]) -> list[bytes]:
+    """Keys of n postings of one facet."""
+    rows = np.empty(len(leaves), _POSTING_DTYPE)
+    rows["facet"], rows["leaf"], rows["ordinal"] = facet, leaves, ordinals
+    joined = rows.tobytes()
+    return [joined[at : at + POSTING.size] for at in range(0, len(joined), POSTING.size)]
+
+
+def posting_arrays(
+    keys: Sequence[bytes],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(facet, leaf, ordinal) of n posting keys."""
+    joined = b"".join(keys)
+    if len(joined) != len(keys) * POSTING.size:
+        raise StoreCorruptError("a posting key has the wrong length; restore the store from a checkpoint or replay it")
+    rows = np.frombuffer(joined, _POSTING_DTYPE)
+    return rows["facet"].copy(), rows["leaf"].astype(np.int64), rows["ordinal"].astype(np.int64)
+
+
+def item_values(
+    states: npt.NDArray[np.integer],
+    sources: npt.NDArray[np.integer],
+    created_at: npt.NDArray[np.integer],
+    occurred_at: npt.NDArray[np.integer],
+    offsets: npt.NDArray[np.integer],
+    raw: npt.NDArray[np.uint32],
+    leaf: npt.NDArray[np.uint32],
+    item_ids: Sequence[str],
+) -> list[bytes]:
+    """Values of n item records; ``raw`` and ``leaf`` are (n, F)."""
+    facets = raw.shape[1]
+    rows = np.zeros(len(item_ids), item_dtype(facets))
+    rows["state"], rows["source"] = states, sources
+    rows["created_at"], rows["occurred_at"], rows["offset"] = created_at, occurred_at, offsets
+    rows["raw"], rows["leaf"] = raw, leaf
+    joined, width = rows.tobytes(), rows.dtype.itemsize
+    return [joined[at * width : (at + 1) * width] + item_id.encode() for at, item_id in enumerate(item_ids)]
+
+
+def item_dtype(facets: int) -> np.dtype[np.void]:
+    """The fixed part of an item record."""
+    return np.dtype(
+        [
+            ("state", "u1"),
+            ("_", "u1"),
+            ("source", "<u2"),
+            ("created_at", "<i8"),
+            ("occurred_at", "<i8"),
+            ("offset", "<i8"),
+            ("raw", "<u4", (facets,)),
+            ("leaf", "<u4", (facets,)),
+        ]
+    )
+
+
+def stats_dtype(windows: int, kinds: int) -> np.dtype[np.void]:
+    """One counters record."""
+    return np.dtype(
+        [
+            ("epochs", "<i4", (windows,)),
+            ("decayed", "<f8", (windows,)),
+            ("value_sum", "<f8"),
+            ("last_at", "<i8"),
+            ("counts", "<u4", (kinds,)),
+        ]
+    )
+
+
+def item_record(value: bytes, facets: int) -> ItemRecord:
+    """Decode one item record.
+
+    Raises:
+        StoreCorruptError: if the value is too short.
+    """
+    codes_at = ITEM_FIXED.size
+    id_at = codes_at + 8 * facets
+    if len(value) <= id_at:
+        raise StoreCorruptError(f"an item record has {len(value)} bytes, needs more than {id_at}")
+    codes = np.frombuffer(value, "<u4", 2 * facets, codes_at)
+    state, source, created_at, occurred_at, offset = ITEM_FIXED.unpack_from(value)
+    item_id = value[id_at:].decode()
+    return ItemRecord(state, source, created_at, occurred_at, offset, codes[:facets], codes[facets:], item_id)
+
+
+def leaf_value(record: LeafRecord) -> bytes:
+    """Encode one leaf record."""
+    fixed = LEAF_FIXED.pack(record.state, record.version, record.marked_size)
+    return fixed + record.centroid.astype("<f4").tobytes()
+
+
+def leaf_record(value: bytes) -> LeafRecord:
+    """Decode one leaf record."""
+    state, version, marked_size = LEAF_FIXED.unpack_from(value)
+    return LeafRecord(state, version, marked_size, np.frombuffer(value, "<f4", offset=LEAF_FIXED.size))
+
+
+def pending_key(item_id: str, source: str, offset: int) -> bytes:
+    """Key of one engagement that waits for its item: unique by source coordinates, ordered by them within an item."""
+    return b"%b\0%b\0%b" % (item_id.encode(), source.encode(), U64.pack(offset))
+
+
+def split_pending_key(key: bytes) -> tuple[str, str, int]:
+    """(item id, source, offset). Item ids may hold any byte, so it is read from the end."""
+    head, offset = key[:-9], U64.unpack(key[-8:])[0]
+    item_id, source = head.rsplit(b"\0", 1)
+    return item_id.decode(), source.decode(), offset

@@ -1,0 +1,1 @@
+"""Keeping every posting list within bounds: plans are computed from the view, the single writer applies them."""

@@ -1,0 +1,1 @@
+"""From trigger items to candidates by index lookup: no search structure is walked."""

@@ -1,0 +1,139 @@
+"""One request: triggers -> leaves -> members -> rerank within each leaf -> union."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.retrieval.readers import IndexReader, Located
+from indexer.retrieval.select import Selected, Votes, select_leaves
+from schemas.config import RetrievalConfig
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """n distinct items, best first.
+
+    Attributes:
+        ordinals: (n,).
+        scores: (n,) float64: weighted similarity plus priors.
+        facets, leaves: (n,) where each was found.
+        selected: the leaves that were read.
+        scored: members scored on the way.
+        missing: triggers that are not live.
+        elapsed_ms: wall time.
+    """
+
+    ordinals: I64
+    scores: npt.NDArray[np.float64]
+    facets: I64
+    leaves: I64
+    selected: Selected
+    scored: int
+    missing: list[str]
+    elapsed_ms: float
+
+
+def retrieve(
+    reader: IndexReader,
+    item_ids: Sequence[str],
+    config: RetrievalConfig,
+    now_ms: int,
+    seed: int | None = None,
+) -> Candidates:
+    """Candidates for one request.
+
+    Each chosen leaf gives results in proportion to its votes, at least one, so that minor interests survive; places
+    left open by small or overlapping leaves go to the best of the rest.
+
+    Args:
+        reader: the index.
+        item_ids: triggers; those not live are reported in ``missing``.
+        config: k, K, weights.
+        now_ms: the time at which decayed counts and ages are taken, epoch milliseconds.
+        seed: of multinomial selection.
+    """
+    began = time.perf_counter()
+    triggers = reader.locate(item_ids)
+    selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
+    parts = [_score_leaf(reader, triggers, selected, at, config, now_ms) for at in range(len(selected.leaf))]
+    lengths = np.array([len(part[0]) for part in parts], np.int64)
+    ordinals = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
+    scores = np.concatenate([part[1] for part in parts]) if parts else np.empty(0)
+    quota = np.maximum(1, np.rint(config.k * selected.weight / max(selected.weight.sum(), 1e-12))).astype(np.int64)
+    rank = np.concatenate([np.arange(n) for n in lengths]) if parts else np.empty(0, np.int64)
+    slot = np.repeat(np.arange(len(parts)), lengths)
+    within_quota = rank < quota[slot] if parts else np.empty(0, np.bool_)
+
+    # Best first among those within quota, then best first among the rest; the first appearance of an item counts.
+    order = np.lexsort((ordinals, -scores, ~within_quota))
+    _, first = np.unique(ordinals[order], return_index=True)
+    kept = order[np.sort(first)][: config.k]
+    kept = kept[np.lexsort((ordinals[kept], -scores[kept]))]
+    return Candidates(
+        ordinals[kept],
+        scores[kept],
+        selected.facet[slot[kept]],
+        selected.leaf[slot[kept]],
+        selected,
+        int(lengths.sum()),
+        triggers.missing,
+        (time.perf_counter() - began) * 1_000,
+    )
+
+
+def _votes(reader: IndexReader, triggers: Located, probes: int) -> Votes:
+    """One vote of each trigger for its leaf in each facet, half a vote for each of its nearest other leaves."""
+    n, facets = triggers.leaves.shape
+    facet = np.tile(np.arange(facets), n)
+    trigger = np.repeat(np.arange(n), facets)
+    parts = [(facet, triggers.leaves.ravel(), trigger, np.ones(n * facets))]
+    for number in range(facets if probes and n else 0):
+        leaves, centroids = reader.centroids(number)
+        near = _nearest_leaves(triggers.vectors[:, number], centroids, probes + 1)
+        found = leaves[near]
+        rows = np.repeat(np.arange(n), near.shape[1])
+        other = found.ravel() != triggers.leaves[rows, number]
+        rank = np.cumsum(other.reshape(near.shape), axis=1).ravel()
+        keep = other & (rank <= probes)
+        parts.append((np.full(keep.sum(), number), found.ravel()[keep], rows[keep], np.full(int(keep.sum()), 0.5)))
+    return Votes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _nearest_leaves(vectors: F32, centroids: F32, count: int) -> I64:
+    distance = (centroids * centroids).sum(1)[None, :] - 2 * (vectors @ centroids.T)
+    count = min(count, distance.shape[1])
+    near = np.argpartition(distance, count - 1, axis=1)[:, :count]
+    return np.take_along_axis(near, np.take_along_axis(distance, near, 1).argsort(1, kind="stable"), 1)
+
+
+def _score_leaf(
+    reader: IndexReader, triggers: Located, selected: Selected, at: int, config: RetrievalConfig, now_ms: int
+) -> tuple[I64, npt.NDArray[np.float64]]:
+    """A leaf's members without the triggers, best first, with their scores."""
+    facet, leaf = int(selected.facet[at]), int(selected.leaf[at])
+    members = reader.members(facet, leaf, config.scan)
+    members = members[~np.isin(members, triggers.ordinals)]
+    wanted = triggers.vectors[selected.voters[at], facet]
+    similarity = (reader.vectors(facet, members) @ wanted.T).max(1) if len(members) else np.empty(0)
+    scores = config.similarity_weight * similarity.astype(np.float64) + prior(reader, members, config, now_ms)
+    order = np.lexsort((members, -scores))
+    return members[order], scores[order]
+
+
+def prior(reader: IndexReader, ordinals: I64, config: RetrievalConfig, now_ms: int) -> npt.NDArray[np.float64]:
+    """(n,) what an item is worth whoever asks: engagement and freshness, as configured."""
+    out = np.zeros(len(ordinals))
+    if config.engagement_weight and len(ordinals):
+        out += config.engagement_weight * np.log1p(reader.engagement(ordinals, config.decay, now_ms))
+    if config.freshness_weight and len(ordinals):
+        age_s = np.maximum(0, now_ms - reader.created_at(ordinals)) / 1_000
+        out += config.freshness_weight * np.exp2(-age_s / config.freshness_half_life_s)
+    return out

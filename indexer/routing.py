@@ -1,0 +1,80 @@
+"""From raw indices to leaves: one candidate normally, several after a split, a shared one after a merge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.view import FacetView
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Where n items go in one facet.
+
+    Attributes:
+        leaves: (n,) leaf ids.
+        new_raws: (m,) raw indices met for the first time.
+        new_leaves: (m,) the leaf each of them opens; consecutive ids.
+    """
+
+    leaves: I64
+    new_raws: I64
+    new_leaves: I64
+
+
+def route(facet: FacetView, raws: npt.NDArray[np.uint32], vectors: npt.NDArray[np.float16], next_leaf: int) -> Routed:
+    """Choose a leaf for each of n items; the view is not changed.
+
+    A raw index without a route opens a leaf of its own; one with several candidates sends each item to the nearest
+    centroid (squared Euclidean distance, first of equals).
+
+    Args:
+        facet: the facet's live view.
+        raws: (n,) raw indices.
+        vectors: (n, d) float16 facet embeddings.
+        next_leaf: first free leaf id.
+    """
+    at: I64 = raws.astype(np.int64)
+    counts = facet.routes.lengths[at]
+    leaves = np.empty(len(raws), np.int64)
+
+    one = counts == 1
+    leaves[one] = facet.routes.first(at[one])
+
+    none = counts == 0
+    new_raws, which = np.unique(at[none], return_inverse=True)
+    new_leaves = next_leaf + np.arange(len(new_raws))
+    leaves[none] = new_leaves[which]
+
+    many = np.flatnonzero(counts > 1)
+    if len(many):
+        candidates, per_row = facet.routes.gather(at[many])
+        leaves[many] = nearest_of(
+            vectors[many].astype(np.float32), facet.leaves["centroid"], candidates.astype(np.int64), per_row
+        )
+    return Routed(leaves, new_raws, new_leaves)
+
+
+def nearest_of(
+    vectors: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], candidates: I64, counts: I64
+) -> I64:
+    """(n,) the nearest of each row's candidates.
+
+    Args:
+        vectors: (n, d).
+        centroids: (leaves, d).
+        candidates: leaf ids of row 0, then of row 1, ...
+        counts: (n,) how many each row has, at least one.
+    """
+    row_of = np.repeat(np.arange(len(vectors)), counts)
+    gap = centroids[candidates] - vectors[row_of]
+    distance = np.einsum("nd,nd->n", gap, gap)
+    starts = np.cumsum(counts) - counts
+    best = np.flatnonzero(distance == np.repeat(np.minimum.reduceat(distance, starts), counts))
+    _, first = np.unique(row_of[best], return_index=True)
+    return candidates[best[first]]

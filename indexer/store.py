@@ -1,0 +1,310 @@
+"""The RocksDB directory of one shard of one generation: opening, reading, and the single atomic write."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+
+from indexer import keys
+from schemas.errors import StoreCorruptError, StoreError, StoreLockedError, StoreMismatchError
+from schemas.store import StoreMeta, Totals
+
+_LOCK_WORDS: Final = ("lock hold by current process", "While lock file")
+_WRITE_BUFFER: Final = 32 << 20
+_JOURNAL_KEPT: Final = 10_000
+
+
+def _options(*, compress: bool = False) -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.create_missing_column_families(True)
+    options.set_write_buffer_size(_WRITE_BUFFER)
+    options.set_max_background_jobs(2)
+    options.set_keep_log_file_num(4)
+    options.set_max_total_wal_size(256 << 20)
+    options.set_compression_type(DBCompressionType.lz4() if compress else DBCompressionType.none())
+    return options
+
+
+def _families() -> dict[str, Options]:
+    # Vectors are near-random bits; everything else is text or counters and shrinks well.
+    return {name: _options(compress=name != "vectors") for name in keys.FAMILIES}
+
+
+def store_path(data_dir: Path, generation: str) -> Path:
+    """Where the store of a generation lies below the data directory."""
+    return data_dir / "generations" / generation / "shard-00000"
+
+
+class Store:
+    """One open store. Use :meth:`create`, :meth:`open` or :meth:`open_secondary`; close it, or use it as a context."""
+
+    def __init__(self, path: Path, db: Rdict, secondary_dir: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        self.path = path
+        self._db = db
+        self._secondary_dir = secondary_dir
+        self._family = {name: db.get_column_family(name) for name in keys.FAMILIES}
+        self._handle = {name: db.get_column_family_handle(name) for name in keys.FAMILIES}
+        self._write_options = WriteOptions()
+        self._closed = False
+
+    @classmethod
+    def create(cls, path: Path, meta: StoreMeta) -> Store:
+        """Make an empty store.
+
+        Raises:
+            StoreError: if there is one already, or the directory cannot be written.
+        """
+        if (path / "CURRENT").exists():
+            raise StoreError(f"{path} already holds a store; open it, or choose another --data-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        store = cls(path, _open(path, AccessType.read_write()))
+        batch = store.batch()
+        batch.put("meta", b"store", meta.model_dump_json().encode())
+        batch.totals(Totals(next_leaf=[0] * meta.facets))
+        store.write(batch)
+        store.sync()
+        return store
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open for writing; one process at a time.
+
+        Raises:
+            StoreError: if there is none.
+            StoreLockedError: if another process has it.
+        """
+        if not (path / "CURRENT").exists():
+            raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
+        return cls(path, _open(path, AccessType.read_write()))
+
+    @classmethod
+    def open_secondary(cls, path: Path) -> Store:
+        """Open for reading beside a writer; shows the writer's state at the last :meth:`catch_up`.
+
+        Raises:
+            StoreError: if there is none.
+        """
+        if not (path / "CURRENT").exists():
+            raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
+        aside = tempfile.TemporaryDirectory(prefix="facetstream-secondary-")
+        store = cls(path, _open(path, AccessType.secondary(aside.name)), aside)
+        store.catch_up()
+        return store
+
+    def catch_up(self) -> None:
+        """Bring a secondary up to what the writer has written."""
+        self._db.try_catch_up_with_primary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write out and release the directory; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._secondary_dir is None:
+            with contextlib.suppress(StoreError):  # closing after a failed disk: the failure was already raised
+                self.sync()
+        self._family.clear()
+        self._handle.clear()
+        gc.collect()  # the lock lives as long as any column-family handle does
+        self._db.close()
+        if self._secondary_dir is not None:
+            self._secondary_dir.cleanup()
+
+    def batch(self) -> Batch:
+        """An empty batch for :meth:`write`."""
+        return Batch(self._handle)
+
+    def write(self, batch: Batch) -> None:
+        """Apply a batch whole or not at all; durable against a crash of the process at once, of the machine after :meth:`sync`.
+
+        Raises:
+            StoreError: if the disk refuses; nothing of the batch is applied.
+        """
+        try:
+            self._db.write(batch.take(), self._write_options)
+        except Exception as error:
+            raise StoreError(f"cannot write to {self.path}: {error}; nothing of this batch was applied") from error
+
+    def sync(self) -> None:
+        """Make everything written so far survive a power loss. Releases the interpreter while it waits.
+
+        Raises:
+            StoreError: if the disk refuses.
+        """
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise StoreError(f"cannot sync {self.path}: {error}") from error
+
+    def get(self, family: str, key: bytes) -> bytes | None:
+        """One value."""
+        found: bytes | None = self._family[family].get(key)
+        return found
+
+    def get_many(self, family: str, wanted: list[bytes]) -> list[bytes | None]:
+        """Values of many keys, None where absent."""
+        family_get: Any = self._family[family].get  # its stub wants a list of a union, and list is invariant
+        return list(family_get(wanted)) if wanted else []
+
+    def scan(self, family: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Entries whose key starts with ``prefix``, in key order, as of the call."""
+        rows: Any = self._family[family].items(from_key=prefix) if prefix else self._family[family].items()
+        for key, value in rows:
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def scan_keys(self, family: str, prefix: bytes = b"") -> Iterator[bytes]:
+        """As :meth:`scan`, keys alone."""
+        rows: Any = self._family[family].keys(from_key=prefix) if prefix else self._family[family].keys()
+        for key in rows:
+            if not key.startswith(prefix):
+                return
+            yield key
+
+    def scan_newest(self, family: str) -> Iterator[tuple[bytes, bytes]]:
+        """Entries from the greatest key down."""
+        rows: Any = self._family[family].items(backwards=True)
+        yield from rows
+
+    def meta(self) -> StoreMeta:
+        """What the store was made for."""
+        value = self.get("meta", b"store")
+        if value is None:
+            raise StoreCorruptError(f"{self.path} lacks its description; it is not a facetstream store")
+        try:
+            return StoreMeta.model_validate_json(value)
+        except ValidationError as error:
+            raise StoreCorruptError(f"the description of {self.path} does not decode: {error}") from error
+
+    def totals(self) -> Totals:
+        """The running totals."""
+        value = self.get("meta", b"totals")
+        if value is None:
+            raise StoreCorruptError(f"{self.path} lacks its totals; restore it from a checkpoint or replay it")
+        try:
+            return Totals.model_validate_json(value)
+        except ValidationError as error:
+            raise StoreCorruptError(f"the totals of {self.path} do not decode: {error}") from error
+
+    def offsets(self) -> dict[str, int]:
+        """Partition name -> next offset to apply."""
+        return {key.decode(): keys.U64.unpack(value)[0] for key, value in self.scan("offsets")}
+
+    def vectors(self, ordinals: npt.NDArray[np.integer], facets: int, dim: int) -> npt.NDArray[np.float16]:
+        """(n, F, d) float16 of n ordinals; zeros where there is none."""
+        out = np.zeros((len(ordinals), facets, dim), np.float16)
+        for row, value in enumerate(self.get_many("vectors", keys.ordinal_keys(ordinals))):
+            if value is not None:
+                out[row] = np.frombuffer(value, np.float16).reshape(facets, dim)
+        return out
+
+    def size_on_disk(self) -> int:
+        """Bytes of the directory."""
+        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+
+
+def _open(path: Path, access: AccessType) -> Rdict:
+    try:
+        return Rdict(str(path), _options(), _families(), access)
+    except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
+        text = str(error)
+        if any(word in text for word in _LOCK_WORDS):
+            raise StoreLockedError(
+                f"{path} is held by another process, most likely a running daemon; stop it, or use a reading command"
+            ) from error
+        if "Corruption" in text:
+            raise StoreCorruptError(
+                f"{path} is damaged: {text}; it was left as it is: restore a checkpoint or replay"
+            ) from error
+        raise StoreError(f"cannot open {path}: {text}") from error
+
+
+def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:
+    """Refuse a store made for something else.
+
+    Raises:
+        StoreMismatchError: naming every field that differs.
+    """
+    ignored = {"created_at_ms", "model_name", "model_version", "generation"}
+    differing = [
+        f"{name}: store has {getattr(found, name)!r}, wanted {getattr(wanted, name)!r}"
+        for name in StoreMeta.model_fields
+        if name not in ignored and getattr(found, name) != getattr(wanted, name)
+    ]
+    if differing:
+        raise StoreMismatchError(
+            f"{path} (generation {found.generation}) was built with another model or configuration: "
+            f"{'; '.join(differing)}. Give the artifact it was built with, or build a new index in another --data-dir"
+        )
+
+
+class Batch:
+    """One atomic write in the making. Single use."""
+
+    def __init__(self, handles: dict[str, Any]) -> None:
+        self._handles = handles
+        self._batch = WriteBatch(raw_mode=True)
+
+    def put(self, family: str, key: bytes, value: bytes) -> None:
+        """Set one entry."""
+        self._batch.put(key, value, self._handles[family])
+
+    def put_many(self, family: str, many_keys: list[bytes], values: list[bytes]) -> None:
+        """Set many entries of one family."""
+        put, handle = self._batch.put, self._handles[family]
+        for key, value in zip(many_keys, values, strict=True):
+            put(key, value, handle)
+
+    def put_empty(self, family: str, many_keys: list[bytes]) -> None:
+        """Set many entries that are all key."""
+        put, handle = self._batch.put, self._handles[family]
+        for key in many_keys:
+            put(key, b"", handle)
+
+    def delete_many(self, family: str, many_keys: list[bytes]) -> None:
+        """Remove many entries of one family."""
+        delete, handle = self._batch.delete, self._handles[family]
+        for key in many_keys:
+            delete(key, handle)
+
+    def totals(self, totals: Totals) -> None:
+        """Set the running totals."""
+        self.put("meta", b"totals", totals.model_dump_json().encode())
+
+    def offset(self, partition: str, next_offset: int) -> None:
+        """Set a partition's next offset."""
+        self.put("offsets", partition.encode(), keys.U64.pack(next_offset))
+
+    def journal(self, sequence: int, entry: bytes) -> None:
+        """Append a journal entry; the oldest beyond the kept number goes."""
+        self.put("journal", keys.U64.pack(sequence), entry)
+        if sequence >= _JOURNAL_KEPT:
+            self.delete_many("journal", [keys.U64.pack(sequence - _JOURNAL_KEPT)])
+
+    def take(self) -> WriteBatch:
+        """The batch itself, to be written once."""
+        taken, self._batch = self._batch, WriteBatch(raw_mode=True)
+        return taken
+
+
+def now_ms() -> int:
+    """Wall clock, epoch milliseconds."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,223 @@
+"""Configuration: flag > environment (``FACETSTREAM_SECTION__KEY``) > file (TOML) > default.
+
+Every key is documented here; ``facetstream config show`` prints the effective value of each and where it comes from.
+Unknown keys are errors, so that a typing mistake cannot pass for a setting.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Section):
+    """Where events come from."""
+
+    kind: Literal["kafka", "eventlog"] = Field(
+        default="kafka", description="kafka: topics of a broker; eventlog: a directory of JSON lines"
+    )
+    path: Path | None = Field(default=None, description="event log directory, when kind is eventlog")
+    max_poll_records: int = Field(default=4_096, ge=1, le=100_000, description="records taken from the source at once")
+    align_wait_s: float = Field(
+        default=0.5,
+        ge=0,
+        le=60,
+        description="how long a partition that is ahead in event time waits for one that lags without records at hand",
+    )
+
+
+class KafkaConfig(_Section):
+    """The broker and the topics."""
+
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", description="host:port, comma separated")
+    items_topic: str = Field(default="items", description="item.created, item.updated, item.deleted; key = item_id")
+    engagements_topic: str = Field(default="engagements", description="engagement events; key = item_id")
+    dead_letters_topic: str = Field(
+        default="facetstream-deadletters", description="where records go that cannot be applied"
+    )
+    group_id: str = Field(default="facetstream", description="consumer group whose committed offsets lag tools read")
+    client_id: str = Field(default="facetstream", description="name shown in broker logs")
+    request_timeout_s: float = Field(default=30.0, gt=0, description="give up on a broker request after this long")
+    connect_timeout_s: float = Field(default=10.0, gt=0, description="give up on the first connection after this long")
+    fetch_max_bytes: int = Field(
+        default=16 << 20, ge=1 << 16, description="upper bound of one fetch, bytes: bounds memory"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="how to talk to the broker"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        default=None, description="with SASL_*"
+    )
+    sasl_username: str | None = Field(default=None, description="with SASL_*")
+    sasl_password: SecretStr | None = Field(
+        default=None, description="with SASL_*; give it by environment, it is never printed"
+    )
+    ssl_cafile: Path | None = Field(default=None, description="certificate authorities, PEM")
+
+
+class ModelConfig(_Section):
+    """The model artifact."""
+
+    path: Path = Field(default=Path("model"), description="artifact directory")
+    device: str = Field(default="cpu", description="torch device for encoding: cpu or cuda")
+    threads: int = Field(default=0, ge=0, description="torch threads; 0 leaves torch's default")
+
+
+class LimitsConfig(_Section):
+    """What a record may be."""
+
+    max_record_bytes: int = Field(default=1 << 20, ge=256, description="longer records are dead letters")
+    max_future_s: int = Field(
+        default=86_400, ge=0, description="occurred_at further ahead of this machine's clock is a dead letter"
+    )
+    max_kinds: int = Field(
+        default=32,
+        ge=1,
+        le=255,
+        description="distinct engagement kinds counted apart; further ones count as 'other'",
+    )
+
+
+class PendingConfig(_Section):
+    """Engagements that arrive before their item."""
+
+    max_age_s: int = Field(default=7 * 86_400, ge=1, description="in event time; older ones are dead letters")
+    max_count: int = Field(default=200_000, ge=0, description="above this the oldest are dead letters")
+
+
+class WriterConfig(_Section):
+    """The writer loop."""
+
+    batch_records: int = Field(default=4_096, ge=1, le=100_000, description="most records in one atomic write")
+    queue_batches: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="decoded batches waiting for the writer; the source is paused when full",
+    )
+    group_commit_ms: int = Field(
+        default=200,
+        ge=1,
+        le=10_000,
+        description="the write-ahead log is synced to disk this often; Kafka commits follow",
+    )
+    shutdown_s: float = Field(default=20.0, gt=0, description="deadline of a graceful stop")
+
+
+class CountersConfig(_Section):
+    """Engagement counters with exponential time decay."""
+
+    half_lives_s: tuple[int, ...] = Field(
+        default=(3_600, 21_600, 86_400, 604_800),
+        description="one decayed count for each; fixed when a store is created",
+    )
+
+
+class RebalanceConfig(_Section):
+    """Sizes of posting lists."""
+
+    enabled: bool = Field(default=True, description="rebalance in the background of the daemon")
+    low: int | None = Field(default=None, ge=1, description="B_low; unset: derived from the number of live items")
+    high: int | None = Field(
+        default=None,
+        ge=2,
+        description="B_upp; unset: the power of two at or above 2 sqrt(live items), at least 64; B_low is then a sixteenth of it",
+    )
+    fill: float = Field(default=0.7, gt=0.1, lt=1, description="a split aims at children of this share of B_upp")
+    interval_ms: int = Field(default=200, ge=1, description="pause between rounds when there is nothing to do")
+    round_items: int = Field(
+        default=20_000, ge=1, description="members moved in one round at most, unless a single leaf holds more"
+    )
+    merge_interval_s: float = Field(
+        default=5.0, ge=0, description="how often the background looks for leaves to merge while events keep coming"
+    )
+    backpressure: float = Field(
+        default=5.0,
+        gt=1,
+        description="ingestion waits while a splittable leaf holds more than this many times B_upp",
+    )
+    seed: int = Field(default=0, description="of the k-means")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("set both rebalance.low and rebalance.high, or neither")
+        if self.low is not None and self.high is not None and self.high < 2 * self.low:
+            raise ValueError(
+                "rebalance.high must be at least twice rebalance.low, or a split would make leaves that are too small"
+            )
+        return self
+
+
+class RetrievalConfig(_Section):
+    """How a request is answered; flags of ``query`` override."""
+
+    k: int = Field(default=100, ge=1, le=100_000, description="results")
+    indices: int = Field(default=12, ge=1, le=10_000, description="K, leaves chosen from the triggers' histogram")
+    selection: Literal["top", "multinomial"] = Field(
+        default="top", description="top-K of the histogram, or K drawn by it without replacement"
+    )
+    scan: int = Field(default=512, ge=1, description="S, members scored in each leaf at most")
+    probes: int = Field(default=2, ge=0, description="neighbour leaves of each trigger that vote with half a vote")
+    similarity_weight: float = Field(
+        default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
+    )
+    engagement_weight: float = Field(default=0.05, ge=0, description="weight of log(1 + decayed engagements)")
+    freshness_weight: float = Field(default=0.0, ge=0, description="weight of 2^(-age / freshness_half_life_s)")
+    freshness_half_life_s: int = Field(default=21_600, ge=1, description="half-life of the freshness prior")
+    decay: int = Field(
+        default=-1, ge=-1, le=15, description="which of counters.half_lives_s the prior reads; -1 the longest"
+    )
+
+
+class HttpConfig(_Section):
+    """The daemon's HTTP surface."""
+
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; keep it on loopback unless a proxy guards it"
+    )
+    port: int = Field(
+        default=9464,
+        ge=0,
+        le=65_535,
+        description="0 picks a free port; the daemon logs it and writes it to daemon.json",
+    )
+    live_after_s: float = Field(
+        default=30.0, gt=0, description="/livez fails when the writer loop has not turned for this long"
+    )
+
+
+class LogConfig(_Section):
+    """Logs, always on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least severe level printed"
+    )
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON"
+    )
+
+
+class Config(BaseModel):
+    """All settings of one process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_dir: Path = Field(default=Path("facetstream-data"), description="holds the store and what belongs to it")
+    source: SourceConfig = SourceConfig()
+    kafka: KafkaConfig = KafkaConfig()
+    model: ModelConfig = ModelConfig()
+    limits: LimitsConfig = LimitsConfig()
+    pending: PendingConfig = PendingConfig()
+    writer: WriterConfig = WriterConfig()
+    counters: CountersConfig = CountersConfig()
+    rebalance: RebalanceConfig = RebalanceConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    http: HttpConfig = HttpConfig()
+    log: LogConfig = LogConfig()

@@ -1,0 +1,67 @@
+"""What a store says of itself: fixed facts (``StoreMeta``) and running totals (``Totals``)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class StoreMeta(BaseModel):
+    """Fixed when the store is created; compared with the artifact and the configuration at every opening.
+
+    Attributes:
+        generation: name of the index version this store holds.
+        half_lives_s: half-life of each decayed engagement count, seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    generation: str
+    model_name: str
+    model_version: str
+    model_hash: str
+    codebook_hash: str
+    facets: int
+    layers: int
+    codewords: int
+    dim: int
+    half_lives_s: tuple[int, ...]
+    created_at_ms: int
+
+
+class Totals(BaseModel):
+    """Running totals, rewritten in every batch together with the data they count.
+
+    Attributes:
+        next_ordinal: ordinals below it are taken; an ordinal stays with its item id for ever.
+        next_leaf: per facet, leaf ids below it are taken; a leaf id is never used again.
+        journal_seq: entries written to the journal so far.
+        stream_time_ms: largest occurred_at applied; pending engagements age by it.
+        dead_letters: records set aside so far.
+        dead_letter_position: where the dead-letter file ends, bytes; None where the sink is a topic.
+        items_stale: item events that came after a later one for the same item.
+        kinds: engagement kinds in order of first appearance; position = the kind's column.
+        sources: names of the partitions items came from; position = what an item record refers to.
+        bounds: (B_low, B_upp) in force.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    next_ordinal: int = 0
+    next_leaf: list[int]
+    journal_seq: int = 0
+    stream_time_ms: int = 0
+    items_live: int = 0
+    items_deleted: int = 0
+    items_stale: int = 0
+    engagements_applied: int = 0
+    engagements_stale: int = 0
+    dead_letters: int = 0
+    dead_letter_position: int | None = None
+    splits: int = 0
+    merges: int = 0
+    kinds: list[str] = []
+    sources: list[str] = []
+    bounds: tuple[int, int] = (4, 64)

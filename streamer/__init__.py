@@ -1,0 +1,1 @@
+"""Events in: sources, batching, the writer loop, dead letters, daemon, command line."""

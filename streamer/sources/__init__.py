@@ -1,0 +1,1 @@
+"""Where records come from, behind one small interface (``base``)."""
