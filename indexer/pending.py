@@ -68,14 +68,14 @@ class Pending:
                 if not waiting:
                     del self._by_item[row.item_id]
 
-    def expired(self, before_ms: int, max_count: int, incoming: int = 0) -> list[Expired]:
-        """Which rows to set aside: older than ``before_ms``, or the oldest beyond ``max_count`` once ``incoming`` more came.
+    def expired(self, before_ms: int, max_count: int) -> list[Expired]:
+        """Which rows to set aside: older than ``before_ms``, or the oldest beyond ``max_count``.
 
         Nothing is removed here: the caller first makes the dead letters durable.
         """
         found: list[Expired] = []
         kept: list[tuple[int, str, int, str]] = []
-        excess = self._count + incoming - max_count
+        excess = self._count - max_count
         while self._by_age:
             occurred_at, source, offset, item_id = self._by_age[0]
             row = self._by_item.get(item_id, {}).get((source, offset))

@@ -26,7 +26,10 @@ class TrainingConfig(BaseModel):
     )
     layers: int = Field(default=2, ge=1, le=8, description="L, residual layers of the codebook")
     codewords: int = Field(
-        default=16, ge=2, le=65_535, description="M, codewords per layer; M ** L leaves should hold 20 to 200 items each"
+        default=16,
+        ge=2,
+        le=65_535,
+        description="M, codewords per layer; M ** L leaves should hold 20 to 200 items each",
     )
     dim: int = Field(default=64, ge=2, le=1_024, description="d, length of one facet embedding")
     token_dim: int = Field(default=64, ge=2, le=1_024, description="length of one row of the hashed token table")
@@ -34,10 +37,14 @@ class TrainingConfig(BaseModel):
     features: FeatureSpec = Field(default=FeatureSpec(), description="how content becomes tokens")
 
     seed: int = Field(default=0, ge=0, description="of initial weights, drawn pairs, negatives and k-means")
-    threads: int = Field(default=2, ge=0, description="torch threads; 0 leaves torch's default; part of what decides the result")
+    threads: int = Field(
+        default=2, ge=0, description="torch threads; 0 leaves torch's default; part of what decides the result"
+    )
     steps: int = Field(default=1_500, ge=1, description="optimiser steps")
     max_seconds: float = Field(
-        default=600.0, gt=0, description="stop earlier when this much time has passed; the result then depends on the machine"
+        default=600.0,
+        gt=0,
+        description="stop earlier when this much time has passed; the result then depends on the machine",
     )
     pairs: int = Field(default=512, ge=2, description="pairs drawn per facet and step")
     negatives: int = Field(default=512, ge=0, description="further candidates drawn uniformly per step")
@@ -47,12 +54,19 @@ class TrainingConfig(BaseModel):
     codebook_learning_rate: float = Field(default=1e-3, gt=0, description="of Adam for the codewords")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on table and MLP")
     group_dropout: float = Field(
-        default=0.2, ge=0, lt=1, description="chance that an item's feature group is left out of a step; makes new items' sparser content familiar"
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="chance that an item's feature group is left out of a step; makes new items' sparser content familiar",
     )
     quantised_weight: float = Field(default=1.0, ge=0, description="weight of L_QMF beside L_MF")
     anchor_weight: float = Field(default=0.5, ge=0, description="weight of the distance between members and codewords")
-    commitment: float = Field(default=0.25, ge=0, description="share of the anchor that pulls members instead of codewords")
-    start_share: float = Field(default=0.4, ge=0, lt=1, description="S_0: share of the steps before the first layer joins")
+    commitment: float = Field(
+        default=0.25, ge=0, description="share of the anchor that pulls members instead of codewords"
+    )
+    start_share: float = Field(
+        default=0.4, ge=0, lt=1, description="S_0: share of the steps before the first layer joins"
+    )
     layer_share: float = Field(default=0.1, ge=0, lt=1, description="S_delta: share of the steps between layers")
     usage_weight: float = Field(default=0.1, ge=0, description="weight of the over-use penalty")
     usage_allowed: float = Field(default=2.0, gt=0, description="a codeword pays above so many times its fair share")

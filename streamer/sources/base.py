@@ -37,6 +37,7 @@ class Records:
         keys: (n,) record keys; None where a record has none.
         values: (n,) record values; None is a tombstone.
         next_offset: where reading goes on after these.
+        timestamps: (n,) record times, epoch milliseconds; None where the source has none. Gives tombstones a time.
     """
 
     partition: Partition
@@ -44,6 +45,7 @@ class Records:
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     next_offset: int
+    timestamps: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.values)

@@ -1,0 +1,234 @@
+"""What an on-call engineer asks of a store: counts and health, where an item is, what a leaf holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from indexer import keys
+from indexer.counters import decayed_counts
+from indexer.keys import ItemState, LeafState
+from indexer.retrieval.readers import StoreReader
+from indexer.retrieval.retrieve import Candidates
+from indexer.store import Store, now_ms
+from schemas.errors import NotFoundError
+from schemas.replies import (
+    EngagementCounts,
+    FacetStats,
+    ItemCounts,
+    ItemFacet,
+    ItemReply,
+    LeafMember,
+    LeafReply,
+    LeafRow,
+    QueryReply,
+    QueryResult,
+    SelectedLeaf,
+    SizeQuantiles,
+    SourceRef,
+    StatsReply,
+)
+
+I64 = npt.NDArray[np.int64]
+
+
+def stats(store: Store) -> StatsReply:
+    """Counts and health of a store."""
+    meta, totals = store.meta(), store.totals()
+    newest = next(store.scan_newest("journal"), None)
+    low, high = totals.bounds
+    facets = []
+    for facet in range(meta.facets):
+        leaf_ids, states = _leaves(store, facet)
+        sizes = _sizes(store, facet, leaf_ids)
+        inside = (sizes >= low) & (sizes <= high)
+        raws = sum(1 for _ in store.scan_keys("routes", bytes([facet])))
+        facets.append(
+            FacetStats(
+                facet=facet,
+                leaves=len(leaf_ids),
+                items=int(sizes.sum()),
+                bounds=totals.bounds,
+                size=_quantiles(sizes),
+                within_bounds_share=round(float(inside.mean()), 6) if len(sizes) else 1.0,
+                marked=int((states != LeafState.NORMAL).sum()),
+                raw_active_share=round(raws / meta.codewords**meta.layers, 6),
+            )
+        )
+    return StatsReply(
+        generation=meta.generation,
+        model_hash=meta.model_hash,
+        codebook_hash=meta.codebook_hash,
+        items=ItemCounts(live=totals.items_live, deleted=totals.items_deleted, stale=totals.items_stale),
+        engagements=EngagementCounts(
+            applied=totals.engagements_applied,
+            pending=sum(1 for _ in store.scan_keys("pending")),
+            stale=totals.engagements_stale,
+        ),
+        dead_letters=totals.dead_letters,
+        offsets=store.offsets(),
+        splits=totals.splits,
+        merges=totals.merges,
+        journal_last=None if newest is None else orjson.loads(newest[1]),
+        facets=facets,
+        disk_bytes=store.size_on_disk(),
+    )
+
+
+def item(store: Store, item_id: str) -> ItemReply:
+    """Where an item is.
+
+    Raises:
+        NotFoundError: if it was never seen.
+    """
+    key = store.get("ids", item_id.encode())
+    value = None if key is None else store.get("items", key)
+    if key is None or value is None:
+        raise NotFoundError(f"item {item_id!r} is not in the index; is its item.created applied (`facetstream lag`)?")
+    meta, totals = store.meta(), store.totals()
+    record = keys.item_record(value, meta.facets)
+    ordinal = keys.U64.unpack(key)[0]
+    live = record.state == ItemState.LIVE
+    counters = StoreReader(store).counters(np.array([ordinal]))
+    decayed = decayed_counts(counters, now_ms(), meta.half_lives_s)[0]
+    topic, _, partition = totals.sources[record.source].rpartition("-")
+    return ItemReply(
+        item_id=item_id,
+        ordinal=ordinal,
+        state="live" if live else "deleted",
+        created_at=record.created_at,
+        occurred_at=record.occurred_at,
+        facets=[
+            ItemFacet(
+                facet=facet,
+                code=_code(int(record.raw[facet]), meta.layers, meta.codewords),
+                raw=int(record.raw[facet]),
+                leaf=int(record.leaf[facet]),
+            )
+            for facet in range(meta.facets if live else 0)
+        ],
+        counters={
+            kind: int(count) for kind, count in zip(totals.kinds, counters.counts[0].tolist(), strict=False) if count
+        },
+        decayed={
+            str(half_life): round(float(value), 6) for half_life, value in zip(meta.half_lives_s, decayed, strict=True)
+        },
+        last_engaged_at=int(counters.last_at[0]) or None,
+        source=SourceRef(topic=topic, partition=int(partition), offset=record.offset),
+    )
+
+
+def leaf(store: Store, facet: int, leaf_id: int) -> LeafReply:
+    """What a posting list holds.
+
+    Raises:
+        NotFoundError: if there is no such leaf.
+    """
+    meta = store.meta()
+    value = store.get("leaves", keys.FACET_U32.pack(facet, leaf_id)) if 0 <= facet < meta.facets else None
+    if value is None:
+        raise NotFoundError(
+            f"facet {facet} has no leaf {leaf_id}; it may have been split or merged: see `facetstream leaves`"
+        )
+    reader = StoreReader(store)
+    ordinals = reader.members(facet, leaf_id, 1 << 62)
+    packed = np.array([leaf_id], "<u4").tobytes()
+    raws = sum(packed in _words(route) for _, route in store.scan("routes", bytes([facet])))
+    members = [
+        LeafMember(item_id=item_id, ordinal=ordinal)
+        for item_id, ordinal in zip(reader.item_ids(ordinals), ordinals.tolist(), strict=True)
+    ]
+    return LeafReply(
+        facet=facet,
+        leaf=leaf_id,
+        size=len(members),
+        state=LeafState(keys.leaf_record(value).state).name.lower(),
+        raw_indices=raws,
+        items=members,
+    )
+
+
+def leaves(store: Store, facet: int | None, top: int) -> list[LeafRow]:
+    """The largest leaves, of one facet or of all.
+
+    Raises:
+        NotFoundError: if there is no such facet.
+    """
+    meta = store.meta()
+    if facet is not None and not 0 <= facet < meta.facets:
+        raise NotFoundError(f"there is no facet {facet}; this index has facets 0 to {meta.facets - 1}")
+    rows: list[LeafRow] = []
+    for number in range(meta.facets) if facet is None else [facet]:
+        leaf_ids, states = _leaves(store, number)
+        sizes = _sizes(store, number, leaf_ids)
+        rows += [
+            LeafRow(
+                facet=number,
+                leaf=int(leaf_ids[at]),
+                size=int(sizes[at]),
+                state=LeafState(int(states[at])).name.lower(),
+            )
+            for at in np.argsort(-sizes, kind="stable")[:top]
+        ]
+    return sorted(rows, key=lambda row: (-row.size, row.facet, row.leaf))[:top]
+
+
+def query_reply(triggers: list[str], found: Candidates, item_ids: list[str]) -> QueryReply:
+    """One request's answer as others parse it."""
+    selected = found.selected
+    return QueryReply(
+        triggers=triggers,
+        missing=found.missing,
+        indices=[
+            SelectedLeaf(facet=facet, leaf=leaf_id, weight=round(weight, 6))
+            for facet, leaf_id, weight in zip(
+                selected.facet.tolist(), selected.leaf.tolist(), selected.weight.tolist(), strict=True
+            )
+        ],
+        results=[
+            QueryResult(item_id=item_id, score=round(score, 6), facet=facet, leaf=leaf_id)
+            for item_id, score, facet, leaf_id in zip(
+                item_ids, found.scores.tolist(), found.facets.tolist(), found.leaves.tolist(), strict=True
+            )
+        ],
+        scored=found.scored,
+        elapsed_ms=round(found.elapsed_ms, 3),
+    )
+
+
+def _leaves(store: Store, facet: int) -> tuple[I64, npt.NDArray[np.uint8]]:
+    ids: list[int] = []
+    states: list[int] = []
+    for key, value in store.scan("leaves", bytes([facet])):
+        ids.append(keys.FACET_U32.unpack(key)[1])
+        states.append(keys.leaf_record(value).state)
+    return np.array(ids, np.int64), np.array(states, np.uint8)
+
+
+def _sizes(store: Store, facet: int, leaf_ids: I64) -> I64:
+    sizes = np.zeros((int(leaf_ids.max(initial=-1)) // keys.PAGE + 1) * keys.PAGE, np.int64)
+    for key, value in store.scan("sizes", bytes([facet])):
+        at = keys.FACET_U32.unpack(key)[1] * keys.PAGE
+        if at < len(sizes):
+            sizes[at : at + keys.PAGE] = np.frombuffer(value, "<u4")
+    return np.asarray(sizes[leaf_ids])
+
+
+def _quantiles(sizes: I64) -> SizeQuantiles:
+    if not len(sizes):
+        return SizeQuantiles(min=0, p50=0, p90=0, p99=0, max=0)
+    p50, p90, p99 = np.percentile(sizes, [50, 90, 99], method="nearest").astype(int).tolist()
+    return SizeQuantiles(min=int(sizes.min()), p50=p50, p90=p90, p99=p99, max=int(sizes.max()))
+
+
+def _words(route: bytes) -> list[bytes]:
+    return [route[at : at + 4] for at in range(0, len(route), 4)]
+
+
+def _code(raw: int, layers: int, codewords: int) -> list[int]:
+    code: list[int] = []
+    for _ in range(layers):
+        raw, word = divmod(raw, codewords)
+        code.append(word)
+    return code[::-1]

@@ -1,0 +1,147 @@
+"""Reading the configuration: which value is in force, and where it comes from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, SecretStr, ValidationError, create_model
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+
+from schemas.config import Config
+from schemas.errors import ConfigError
+
+PREFIX: Final = "FACETSTREAM_"
+DEFAULT_FILE: Final = Path("facetstream.toml")
+
+
+class Setting(NamedTuple):
+    """One key in force: its dotted name, value, origin (``flag``, ``environment``, a file, ``default``) and meaning."""
+
+    key: str
+    value: Any
+    origin: str
+    description: str
+
+
+class Settings(NamedTuple):
+    """The configuration and, for every key that is not a default, its origin."""
+
+    config: Config
+    origins: dict[str, str]
+
+    def rows(self) -> Iterator[Setting]:
+        """Every key in the order of the configuration's definition; secrets are masked."""
+        for key, value, description in _leaves(self.config):
+            shown = "********" if isinstance(value, SecretStr) else value
+            yield Setting(key, shown, self.origins.get(key, "default"), description)
+
+
+def load_settings(
+    file: Path | None = None, flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Merge defaults, file, environment and flags, the later ones winning.
+
+    Args:
+        file: TOML; None takes ``facetstream.toml`` if there is one.
+        flags: dotted key -> value; None values are not given.
+        environment: defaults to this process's.
+
+    Raises:
+        ConfigError: an unknown key, a malformed value or file; names it, and where it stands.
+    """
+    environment = os.environ if environment is None else environment
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    known = {key for key, _, _ in _leaves(Config())}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    path = file if file is not None else (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    if path is not None:
+        layers.append((str(path), _read_file(path)))
+    layers.append(("environment", _read_environment(environment, known)))
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    layers.append(("flag", _nest(given)))
+    for origin, values in layers:
+        for key, value in _flatten(values, known):
+            if key not in known:
+                raise ConfigError(f"{origin}: unknown key {key!r}{_suggest(key, known)}")
+            origins[key] = origin
+            _put(merged, key, value)
+    try:
+        return Settings(Config.model_validate(merged), origins)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        origin = origins.get(key, "the configuration")
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{origin}: {key}: {message} (given: {problem['input']!r})") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
+
+
+def _read_environment(environment: Mapping[str, str], known: set[str]) -> dict[str, Any]:
+    names = {PREFIX + key.replace(".", "__").upper(): key for key in known}
+    for name in environment:
+        if name.startswith(PREFIX) and name not in names:
+            near = _suggest(name.removeprefix(PREFIX).lower().replace("__", "."), known)
+            raise ConfigError(f"environment: unknown variable {name}{near}")
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in Config.model_fields.items()}
+    shape = create_model("_Environment", __base__=BaseSettings, **fields)
+    shape.model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
+    source = EnvSettingsSource(shape, env_prefix=PREFIX, env_nested_delimiter="__", case_sensitive=False)
+    source.env_vars = {name.lower(): value for name, value in environment.items() if name in names}
+    try:
+        return source()
+    except SettingsError as error:
+        raise ConfigError(f"environment: {error}") from error
+
+
+def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, info.description or ""
+
+
+def _flatten(values: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known:
+            if not value and not any(k.startswith(f"{key}.") for k in known):
+                yield key, value
+            yield from _flatten(value, known, f"{key}.")
+        else:
+            yield key, value
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in flat.items():
+        _put(out, key, value)
+    return out
+
+
+def _put(target: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+    target[last] = value
+
+
+def _suggest(key: str, known: set[str]) -> str:
+
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "; see `facetstream config show` for all keys"

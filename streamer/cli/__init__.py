@@ -1,0 +1,36 @@
+"""The command ``facetstream``. Exit codes: 0 done, 1 a check failed or nothing found, 2 usage, 3 unavailable."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from schemas.errors import FacetstreamError
+from streamer.cli import configuration, deadletters, inspect, learn, query, stream
+from streamer.cli._context import err
+
+app = typer.Typer(
+    name="facetstream",
+    help="A streaming real-time index updater for the multifaceted learnable index (MFLI).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for room in (learn, stream, inspect, query, deadletters, configuration):
+    room.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors become one clear message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except FacetstreamError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output (head, less) left: not an error, but nothing may be flushed to it any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

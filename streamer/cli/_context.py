@@ -1,0 +1,98 @@
+"""What all commands share: common options, configuration, logging, printing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import structlog
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from schemas.config import Config, LogConfig
+from schemas.settings import Settings, load_settings
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file, TOML.", show_default="facetstream.toml")
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Holds the store and what belongs to it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log at level debug.")]
+ModelDir = Annotated[Path | None, typer.Option("--model", help="Model artifact directory.")]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def settings(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Settings:  # noqa: FBT001  # as typer gives it
+    """The configuration in force, with logging set up by it. ``flags`` use ``__`` for dots; None is not given."""
+    dotted = {name.replace("__", "."): value for name, value in flags.items()}
+    dotted |= {"data_dir": data_dir, "log.level": "debug" if verbose else None}
+    found = load_settings(config_file, dotted)
+    set_up_logging(found.config.log)
+    return found
+
+
+def config(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Config:  # noqa: FBT001  # as typer gives it
+    """As :func:`settings`, the values alone."""
+    return settings(config_file, data_dir, verbose, **flags).config
+
+
+def set_up_logging(log: LogConfig) -> None:
+    """Events with fields on stderr: readable on a terminal, JSON elsewhere."""
+    console = log.format == "console" or (log.format == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer()
+        if console
+        else structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, log.level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], Table | str]) -> None:  # noqa: FBT001  # as typer gives it
+    """Print a reply as JSON, or as the table it makes."""
+    if as_json:
+        document = reply.model_dump(mode="json", by_alias=True) if isinstance(reply, BaseModel) else reply
+        sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        out.print(table())
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr; nothing where that is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    )
+
+
+def grid(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A plain table."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table

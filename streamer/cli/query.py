@@ -1,0 +1,73 @@
+"""``query``: retrieve, straight from the store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.table import Table
+
+from indexer import report
+from indexer.retrieval.readers import StoreReader
+from indexer.retrieval.retrieve import retrieve
+from indexer.store import now_ms
+from schemas.config import RetrievalConfig
+from schemas.errors import NotFoundError, UsageError
+from schemas.events import parse_time_ms
+from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, show
+from streamer.generations import open_for_reading
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(query)
+
+
+def query(
+    item: Annotated[list[str], typer.Option("--item", help="Trigger item; give several to mix interests.")],
+    k: Annotated[int | None, typer.Option("-k", help="Results.", show_default="retrieval.k")] = None,
+    indices: Annotated[int | None, typer.Option(help="Leaves to read.", show_default="retrieval.indices")] = None,
+    multinomial: Annotated[bool, typer.Option("--multinomial", help="Draw the leaves by their votes.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the draw.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Time at which engagements and ages count.", show_default="now")
+    ] = None,
+    config_file: ConfigFile = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Items that go well with the trigger items; works while the daemon runs."""
+    found = config(config_file, data_dir, verbose)
+    overrides: dict[str, Any] = {"k": k, "indices": indices, "selection": "multinomial" if multinomial else None}
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        wanted = RetrievalConfig.model_validate(found.retrieval.model_dump() | given)
+        when = now_ms() if at is None else parse_time_ms(int(at) if at.isdigit() else at)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"--at: {error}") from None
+    with open_for_reading(found) as store:
+        reader = StoreReader(store)
+        candidates = retrieve(reader, item, wanted, when, seed)
+        reply = report.query_reply(item, candidates, reader.item_ids(candidates.ordinals))
+    if len(reply.missing) == len(item):
+        raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")
+
+    def table() -> Table:
+        title = (
+            f"{len(reply.results)} of {reply.scored} scored in {len(reply.indices)} leaves, {reply.elapsed_ms:.1f} ms"
+        )
+        if reply.missing:
+            title += f"; not in the index: {', '.join(reply.missing)}"
+        out = grid(title, "item", "score", "facet", "leaf", right=("score", "facet", "leaf"))
+        for row in reply.results:
+            out.add_row(row.item_id, f"{row.score:.4f}", str(row.facet), str(row.leaf))
+        return out
+
+    show(reply, as_json, table)

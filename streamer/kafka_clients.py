@@ -1,0 +1,257 @@
+"""Kafka clients built from :class:`schemas.config.KafkaConfig`, and Kafka's errors told in the house's words.
+
+Nothing here creates a topic on the way: a misspelt name must fail, not become an empty topic.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import structlog
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.cluster import collect_hosts
+from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError, for_code
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket
+
+from schemas.config import KafkaConfig
+from schemas.errors import BrokerError, ConfigError
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_LONGEST_FETCH_WAIT_MS: Final = 250  # how long the broker may hold a fetch when there is nothing to read
+_RECONNECT_AT_MOST_MS: Final = 1_000  # a restarted broker is found again within about a second
+_ASK_AGAIN_S: Final = 0.1
+_UNKNOWN_TOPIC: Final = 3  # error code UNKNOWN_TOPIC_OR_PARTITION
+
+
+class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships no types
+    """A plain connection that is closed when it fails.
+
+    kafka-python drops the socket of a refused connection without closing it; a broker that is away for an hour
+    would leave thousands to the garbage collector.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def open_consumer(config: KafkaConfig, *, group_id: str | None = None) -> KafkaConsumer:
+    """A consumer of raw bytes without subscription: assign, seek and poll it.
+
+    Only whole transactions are read, checksums are verified, offsets are neither reset nor committed unasked.
+
+    Args:
+        config: which broker, and how to talk to it.
+        group_id: needed to commit or to look up committed offsets. A consumer that has one can't read while the
+            group's coordinator is unavailable, so readers go without.
+
+    Raises:
+        BrokerError: if no broker answers within ``connect_timeout_s``, or it refuses us.
+    """
+    return _open(
+        KafkaConsumer,
+        config,
+        group_id=group_id,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        check_crcs=True,
+        fetch_max_bytes=config.fetch_max_bytes,
+        max_partition_fetch_bytes=max(1 << 16, config.fetch_max_bytes // 4),
+        fetch_max_wait_ms=min(_LONGEST_FETCH_WAIT_MS, int(config.request_timeout_s * 500)),
+    )
+
+
+def open_producer(config: KafkaConfig, **options: Any) -> KafkaProducer:
+    """An idempotent producer with acks=all; ``options`` are kafka-python's and tune batching.
+
+    Raises:
+        BrokerError: if no broker answers within ``connect_timeout_s``, or it refuses us.
+    """
+    request_ms = int(config.request_timeout_s * 1000)
+    settings: dict[str, Any] = {
+        "acks": "all",
+        "enable_idempotence": True,
+        "delivery_timeout_ms": 2 * request_ms + int(options.get("linger_ms", 0)),
+        "max_block_ms": request_ms,
+    }
+    return _open(KafkaProducer, config, **settings | options)
+
+
+def open_admin(config: KafkaConfig) -> KafkaAdminClient:
+    """An admin client.
+
+    Raises:
+        BrokerError: if no broker answers within ``connect_timeout_s``, or it refuses us.
+    """
+    return _open(KafkaAdminClient, config)
+
+
+def is_connected(client: KafkaConsumer) -> bool:
+    """Whether the client has a live connection to a broker at the moment."""
+    net: KafkaNetClient = client._client  # noqa: SLF001  # kafka-python does not say it any other way
+    return any(net.connected(broker.node_id) for broker in net.cluster.brokers())
+
+
+@contextmanager
+def broker_errors(config: KafkaConfig, doing: str) -> Iterator[None]:
+    """Turn kafka-python's errors into :class:`BrokerError`; ``doing`` completes "while ..."."""
+    try:
+        yield
+    except KafkaError as error:
+        raise BrokerError(f"Kafka at {config.bootstrap_servers}: {error} while {doing}") from error
+
+
+def asked(config: KafkaConfig, doing: str, ask: Callable[[], T]) -> T:
+    """The answer to a question, asked again until ``request_timeout_s`` is over if the broker is not ready for it.
+
+    A fresh broker has no group coordinator, and a restarted one no leaders, for a moment.
+
+    Raises:
+        BrokerError: if it does not answer in time, or refuses.
+    """
+    deadline = time.monotonic() + config.request_timeout_s
+    with broker_errors(config, doing):
+        while True:
+            try:
+                return ask()
+            except KafkaError as error:
+                if not error.retriable or time.monotonic() > deadline:
+                    raise
+            time.sleep(_ASK_AGAIN_S)
+
+
+def partition_counts(admin: KafkaAdminClient, config: KafkaConfig, topics: Sequence[str]) -> dict[str, int]:
+    """Number of partitions of each topic.
+
+    Raises:
+        BrokerError: if a topic is missing (the message says how to create it) or the broker does not answer.
+    """
+    doing = f"asking for the topics {', '.join(topics)}"
+    described = {topic["name"]: topic for topic in asked(config, doing, lambda: admin.describe_topics(list(topics)))}
+    counts: dict[str, int] = {}
+    for name in topics:
+        code = described[name]["error_code"] if name in described else _UNKNOWN_TOPIC
+        if code == _UNKNOWN_TOPIC:
+            raise BrokerError(
+                f"Kafka at {config.bootstrap_servers} has no topic {name!r}, or hides it from us; create it, for "
+                f"example kafka-topics.sh --bootstrap-server {config.bootstrap_servers} --create --topic {name} "
+                "--partitions 4 --config retention.ms=-1, or set the topic names under [kafka]"
+            )
+        if code:
+            raise BrokerError(f"Kafka at {config.bootstrap_servers}: topic {name!r}: {for_code(code).__name__}")
+        counts[name] = len(described[name]["partitions"])
+    return counts
+
+
+def _open(kind: type, config: KafkaConfig, **options: Any) -> Any:
+    _hush_kafka_python()
+    clients: list[KafkaNetClient] = []
+
+    def remember(**settings: Any) -> KafkaNetClient:
+        client = KafkaNetClient(**settings)
+        # Consumer and producer accept allow_auto_create_topics but never hand it on: without this line their
+        # metadata requests would create whatever topic they name.
+        client.cluster.config["allow_auto_create_topics"] = False
+        clients.append(client)
+        return client
+
+    try:
+        return kind(kafka_client=remember, **_connection(config), **options)
+    except KafkaError as error:
+        for client in clients:  # a constructor that raises leaves its sockets and its network thread behind
+            client.close()
+        raise _cannot_connect(config, error) from error
+
+
+def _hush_kafka_python() -> None:
+    """It logs several errors for each of several reconnections a second; our own events tell what they come to.
+
+    A level that somebody has set for the logger ``kafka`` stays.
+    """
+    logger = logging.getLogger("kafka")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+
+
+def _cannot_connect(config: KafkaConfig, error: KafkaError) -> BrokerError:
+    where = f"Kafka at {config.bootstrap_servers}"
+    if isinstance(error, (SaslAuthenticationFailedError, AuthorizationError)):
+        return BrokerError(
+            f"{where} refused {config.sasl_username or 'us'}: {error}; check kafka.sasl_username and password"
+        )
+    return BrokerError(
+        f"{where} did not answer within {config.connect_timeout_s:g} s ({_reason(config)}); "
+        "is the broker running, and is kafka.bootstrap_servers right?"
+    )
+
+
+def _reason(config: KafkaConfig) -> str:
+    """Why there is no connection, which kafka-python logs but does not raise."""
+    found = []
+    for host, port in _addresses(config):
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError as error:
+            found.append(f"{host}:{port}: {error.strerror or error}")
+        else:
+            found.append(f"{host}:{port} accepts connections, but does not speak {config.security_protocol} as we do")
+    return ", ".join(found)
+
+
+def _addresses(config: KafkaConfig) -> list[tuple[str, int]]:
+    try:
+        found = [(host, port) for host, port, _ in collect_hosts(config.bootstrap_servers, randomize=False)]
+    except ValueError:
+        found = []
+    if not found or not all(host and 0 < port < 65_536 for host, port in found):
+        raise ConfigError(f"kafka.bootstrap_servers is {config.bootstrap_servers!r}; give host:port, comma separated")
+    return found
+
+
+def _connection(config: KafkaConfig) -> dict[str, Any]:
+    request_ms = int(config.request_timeout_s * 1000)
+    options: dict[str, Any] = {
+        "bootstrap_servers": [
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in _addresses(config)
+        ],
+        "client_id": config.client_id,
+        "bootstrap_timeout_ms": int(config.connect_timeout_s * 1000),
+        "request_timeout_ms": request_ms,
+        "connections_max_idle_ms": max(540_000, 2 * request_ms),
+        "reconnect_backoff_max_ms": _RECONNECT_AT_MOST_MS,
+        "security_protocol": config.security_protocol,
+        "proxy_url": "direct://",
+    }
+    if config.security_protocol.endswith("SSL"):
+        try:  # kafka-python would load the file at each connection, and only log that it cannot
+            options["ssl_context"] = ssl.create_default_context(cafile=config.ssl_cafile)
+        except OSError as error:
+            raise ConfigError(f"kafka.ssl_cafile {config.ssl_cafile} cannot be used: {error}") from error
+    if config.security_protocol.startswith("SASL"):
+        if config.sasl_mechanism is None or config.sasl_username is None or config.sasl_password is None:
+            raise ConfigError(
+                f"kafka.security_protocol is {config.security_protocol}: set kafka.sasl_mechanism, kafka.sasl_username "
+                "and FACETSTREAM_KAFKA__SASL_PASSWORD"
+            )
+        options |= {
+            "sasl_mechanism": config.sasl_mechanism,
+            "sasl_plain_username": config.sasl_username,
+            "sasl_plain_password": config.sasl_password.get_secret_value(),
+        }
+    return options

@@ -1,0 +1,58 @@
+"""Names and kinds of all metrics, in one place. Scrape them at ``/metrics``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+RECORDS: Final = "facetstream_records"
+"""Records applied, by stream: items, engagements."""
+DEAD_LETTERS: Final = "facetstream_dead_letters"
+"""Records set aside, by reason."""
+ITEMS_LIVE: Final = "facetstream_items_live"
+"""Live items in the index."""
+ENGAGEMENTS_PENDING: Final = "facetstream_engagements_pending"
+"""Engagements waiting for their item."""
+BATCH_SECONDS: Final = "facetstream_batch_seconds"
+"""Seconds to apply one batch: dead letters, write, live view."""
+FRESHNESS_SECONDS: Final = "facetstream_freshness_seconds"
+"""Seconds from taking a record from the source to its being retrievable."""
+SYNC_SECONDS: Final = "facetstream_sync_seconds"
+"""Seconds of one group commit of the write-ahead log."""
+LAG_RECORDS: Final = "facetstream_lag_records"
+"""Records between the applied offset and the partition's end, by partition."""
+REBALANCED: Final = "facetstream_rebalanced"
+"""Rebalancing operations applied, by op: split, merge, mark."""
+REBALANCE_MOVED: Final = "facetstream_rebalance_moved"
+"""Members moved by rebalancing."""
+LEAVES: Final = "facetstream_leaves"
+"""Live leaves, by facet."""
+LEAVES_OUT_OF_BOUNDS: Final = "facetstream_leaves_out_of_bounds"
+"""Unmarked leaves outside the bounds in force."""
+QUEUE_BATCHES: Final = "facetstream_queue_batches"
+"""Batches waiting for the writer."""
+
+_FINE: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """One daemon's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.records = Counter(RECORDS, "Records applied", ["stream"], registry=registry)
+        self.dead_letters = Counter(DEAD_LETTERS, "Records set aside", ["reason"], registry=registry)
+        self.items_live = Gauge(ITEMS_LIVE, "Live items in the index", registry=registry)
+        self.pending = Gauge(ENGAGEMENTS_PENDING, "Engagements waiting for their item", registry=registry)
+        self.batch_seconds = Histogram(BATCH_SECONDS, "Seconds to apply one batch", buckets=_FINE, registry=registry)
+        self.freshness_seconds = Histogram(
+            FRESHNESS_SECONDS, "Seconds from source to retrievable, per batch", buckets=_FINE, registry=registry
+        )
+        self.sync_seconds = Histogram(SYNC_SECONDS, "Seconds of one group commit", buckets=_FINE, registry=registry)
+        self.lag = Gauge(LAG_RECORDS, "Records to the partition's end", ["partition"], registry=registry)
+        self.rebalanced = Counter(REBALANCED, "Rebalancing operations", ["op"], registry=registry)
+        self.moved = Counter(REBALANCE_MOVED, "Members moved by rebalancing", registry=registry)
+        self.leaves = Gauge(LEAVES, "Live leaves", ["facet"], registry=registry)
+        self.out_of_bounds = Gauge(LEAVES_OUT_OF_BOUNDS, "Unmarked leaves outside the bounds", registry=registry)
+        self.queue = Gauge(QUEUE_BATCHES, "Batches waiting for the writer", registry=registry)

@@ -1,0 +1,268 @@
+"""The writer loop: takes prepared batches, makes dead letters safe, applies, syncs in groups, lets the compactor in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from indexer.index import Index
+from indexer.pending import Expired
+from indexer.rebalance.compactor import Compactor, Round, out_of_bounds
+from model_runtime.runtime import FrozenModel
+from schemas.config import Config
+from schemas.dead_letters import DeadLetter
+from schemas.errors import StoreError
+from streamer.batching import Prepared
+from streamer.dead_letters import DeadLetterSink
+from streamer.decode import Decoder
+from streamer.inbox import Inbox, InboxClosedError
+from streamer.metrics import Metrics
+from streamer.reader import Reader
+from streamer.sources.base import Partition, Source, Stream
+
+log = structlog.get_logger(__name__)
+
+_TURN_S: Final = 0.05
+_GAUGES_S: Final = 1.0
+_SAMPLES: Final = 100_000
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the writer has done; read by others without a lock, each field on its own.
+
+    Attributes:
+        turned_at: monotonic seconds of the loop's last turn ("alive").
+        applied_at: monotonic seconds of the last batch ("making progress").
+        freshness_s: seconds from source to retrievable of recent batches, with their number of records.
+    """
+
+    records: int = 0
+    items: int = 0
+    engagements: int = 0
+    letters: int = 0
+    turned_at: float = field(default_factory=time.monotonic)
+    applied_at: float = field(default_factory=time.monotonic)
+    freshness_s: list[tuple[float, int]] = field(default_factory=list)
+
+
+class Pipeline:
+    """Source to index, until stopped or until the source's present end.
+
+    Args:
+        index: open for writing; this object's thread becomes its writer.
+        source: read by a thread of its own from the positions the store holds.
+        sink: takes dead letters.
+        model: encodes items.
+        config: all settings.
+        to_end: stop at the ends found at the start, instead of following.
+        on_progress: called after each batch.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        source: Source,
+        sink: DeadLetterSink,
+        model: FrozenModel,
+        config: Config,
+        *,
+        to_end: bool,
+        metrics: Metrics | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._index = index
+        self._sink = sink
+        self._config = config
+        self._source = source
+        self._on_progress = on_progress
+        self._partitions = {str(partition): partition for partition in source.partitions()}
+        self._synced_at = time.monotonic()
+        self._gauged_at = 0.0
+        self._unsynced = False
+        self._stop = threading.Event()
+        self._to_end = to_end
+        self._asked_to_stop = False
+        self.metrics = metrics if metrics is not None else Metrics()
+        self.progress = Progress()
+        self.inbox: Inbox[Prepared] = Inbox(config.writer.queue_batches)
+        self.compactor = Compactor(index.view, config.rebalance, self.inbox.call)
+        decoder = Decoder(config.limits, model.check)
+        self.reader = Reader(source, decoder, model, self.inbox, config, to_end=to_end)
+
+    def stop(self) -> None:
+        """Ask for a graceful end: what is queued is applied, synced and committed."""
+        self._asked_to_stop = True
+        self._end_threads()
+
+    def _end_threads(self) -> None:
+        self._stop.set()
+        self.reader.stop()
+
+    def run(self) -> None:
+        """Run on the calling thread until stopped or at the end.
+
+        Raises:
+            FacetstreamError: whatever reading, writing or rebalancing could not get over; the store stays consistent.
+        """
+        self._sink.restore(self._index.view.totals.dead_letter_position)
+        stored = self._index.view.positions
+        positions = {partition: stored[name] for name, partition in self._partitions.items() if name in stored}
+        threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
+        if self._config.rebalance.enabled:
+            threads.append(threading.Thread(target=self._rebalance, name="compactor", daemon=True))
+        for thread in threads:
+            thread.start()
+        try:
+            self._write_until_end()
+        finally:
+            self._end_threads()
+            self.inbox.close()
+            for thread in threads:
+                thread.join(self._config.writer.shutdown_s)
+        if self._to_end and not self._asked_to_stop and self._config.rebalance.enabled:
+            # A bounded run ends balanced; nobody else is left to do it.
+            self._index.compactor(self._config).run_until_idle(self._count)
+            self._unsynced = True
+        self._sync()
+        if not threads[0].is_alive():
+            self._source.commit(self._durable())
+
+    def lag(self) -> dict[str, int]:
+        """Records each partition is behind its end, as last asked."""
+        applied = self._index.view.positions
+        return {
+            str(partition): max(0, end - applied.get(str(partition), 0)) for partition, end in self.reader.ends.items()
+        }
+
+    # -- the writer's turn -----------------------------------------------------------------------------------------
+
+    def _write_until_end(self) -> None:
+        while True:
+            self.progress.turned_at = time.monotonic()
+            # Once stopping, nobody splits any more: waiting for a split would never end.
+            waits = self._config.rebalance.enabled and not self._stop.is_set() and self.compactor.overloaded()
+            try:
+                taken = self.inbox.take(_TURN_S, batches=not waits)
+            except EOFError:
+                return
+            if isinstance(taken, Prepared):
+                self._apply(taken)
+            elif taken is not None:
+                taken(self._index.writer)
+                self._unsynced = True
+            if time.monotonic() - self._synced_at > self._config.writer.group_commit_ms / 1_000:
+                self._sync()
+                self.reader.commit_later(self._durable())
+            self._set_gauges()
+
+    def _apply(self, prepared: Prepared) -> None:
+        began = time.monotonic()
+        expired = self._expired(prepared)
+        letters = prepared.letters + [_letter_of(entry) for entry in expired]
+        if letters:
+            # Before the batch: a crash in between repeats a dead letter rather than losing one, and the file sink
+            # is cut back to the stored position.
+            self._sink.write(letters)
+        applied = self._index.writer.apply(prepared.batch, expired, self._sink.position)
+        self._unsynced = True
+        now = time.monotonic()
+        progress, metrics = self.progress, self.metrics
+        progress.records += prepared.records
+        progress.items += len(prepared.batch.items)
+        progress.engagements += len(prepared.batch.engagements)
+        progress.letters += len(letters)
+        progress.applied_at = now
+        if len(progress.freshness_s) < _SAMPLES:
+            progress.freshness_s.append((now - prepared.taken_at, prepared.records))
+        metrics.records.labels(Stream.ITEMS).inc(len(prepared.batch.items))
+        metrics.records.labels(Stream.ENGAGEMENTS).inc(len(prepared.batch.engagements))
+        for letter in letters:
+            metrics.dead_letters.labels(letter.reason).inc()
+        metrics.batch_seconds.observe(now - began)
+        metrics.freshness_seconds.observe(now - prepared.taken_at)
+        if applied.items_stale:
+            log.debug("items_stale", count=applied.items_stale)
+        self._on_progress(progress)
+
+    def _expired(self, prepared: Prepared) -> list[Expired]:
+        pending, config = self._index.pending, self._config.pending
+        if not len(pending) and not len(prepared.batch.engagements):
+            return []
+        now = self._index.view.totals.stream_time_ms
+        return pending.expired(now - config.max_age_s * 1_000, config.max_count)
+
+    def _sync(self) -> None:
+        if self._unsynced:
+            began = time.monotonic()
+            self._index.store.sync()
+            self.metrics.sync_seconds.observe(time.monotonic() - began)
+            self._unsynced = False
+        self._synced_at = time.monotonic()
+
+    def _durable(self) -> dict[Partition, int]:
+        applied = self._index.view.positions
+        return {self._partitions[name]: at for name, at in applied.items() if name in self._partitions}
+
+    def _set_gauges(self) -> None:
+        now = time.monotonic()
+        if now - self._gauged_at < _GAUGES_S:
+            return
+        self._gauged_at = now
+        view, metrics = self._index.view, self.metrics
+        metrics.items_live.set(view.totals.items_live)
+        metrics.pending.set(len(self._index.pending))
+        metrics.queue.set(len(self.inbox))
+        metrics.out_of_bounds.set(out_of_bounds(view))
+        for number, facet in enumerate(view.facets):
+            metrics.leaves.labels(number).set(len(facet.alive()))
+        for name, behind in self.lag().items():
+            metrics.lag.labels(name).set(behind)
+
+    # -- the compactor's thread ------------------------------------------------------------------------------------
+
+    def _rebalance(self) -> None:
+        config = self._config.rebalance
+        merged_at = time.monotonic()
+        try:
+            while not self._stop.is_set():
+                merges = time.monotonic() - merged_at > config.merge_interval_s
+                done = self.compactor.round(merges=merges)
+                if merges and not done.merges:
+                    merged_at = time.monotonic()
+                self._count(done)
+                if done.idle:
+                    self._stop.wait(config.interval_ms / 1_000)
+        except InboxClosedError:
+            return  # the writer is stopping; what was planned can be planned again
+        except StoreError:
+            return  # raised on the writer's thread too, which ends the pipeline with it
+        except Exception as error:  # noqa: BLE001  # a defect in planning: end the pipeline with it instead of looping
+            self._stop.set()
+            self.inbox.end(error)
+
+    def _count(self, done: Round) -> None:
+        for op, count in (("split", done.splits), ("merge", done.merges), ("mark", done.marks)):
+            if count:
+                self.metrics.rebalanced.labels(op).inc(count)
+        self.metrics.moved.inc(done.moved)
+
+
+def _letter_of(entry: Expired) -> DeadLetter:
+    row = entry.waiting
+    topic, _, partition = row.source.rpartition("-")
+    return DeadLetter(
+        reason=entry.reason,
+        detail=f"no item {row.item_id[:64]!r} came for this engagement within the bounds of [pending]",
+        topic=topic,
+        partition=int(partition),
+        offset=row.offset,
+        failed_at_ms=time.time_ns() // 1_000_000,
+        key=row.item_id.encode(),
+        value=row.record,
+    )
