@@ -1,1 +1,1 @@
-"""The index itself: store, routing, posting lists, rebalancing, retrieval, verification. Knows no torch and no Kafka."""
+"""The index: store, routing, posting lists, rebalancing, retrieval, verification. Knows no torch and no Kafka."""

@@ -1,7 +1,7 @@
 """Engagement counters with exponential time decay, exact however the stream is cut into batches.
 
-Forward decay (Cormode et al., 2009): an engagement at time t weighs ``2 ** ((t - landmark) / half_life)``, so nothing is
-rewritten as time passes; a reader divides by the weight of now. The landmark is kept per item and window as a whole
+Forward decay (Cormode et al., 2009): an engagement at time t weighs ``2 ** ((t - landmark) / half_life)``, so nothing
+is rewritten as time passes; a reader divides by the weight of now. The landmark is kept per item and window as a whole
 number of epochs of ``EPOCH_HALF_LIVES`` half-lives. When it advances, the old sum is scaled by a power of two, which is
 exact in floating point; weights come from a table of ``STEPS`` steps a half-life, so a weight does not depend on where
 in an array it was computed. Sums are accumulated in stream order. Hence: same events, same bits.

@@ -13,7 +13,8 @@ Keys are big-endian so that RocksDB's byte order is numeric order; array values 
     leaves    facet u8, leaf u32                        LEAF_FIXED, centroid float32 x d
     sizes     facet u8, page u32                        size u32 x PAGE of leaves page * PAGE ...
     routes    facet u8, raw u32                         leaf u32 x candidates
-    stats     ordinal u64                               (epoch i32 x W, decayed f64 x W, value_sum f64, last_at i64, count u32 x K)
+    stats     ordinal u64                               epoch i32 x W, decayed f64 x W, value_sum f64, last_at i64,
+                                                        count u32 x K
     pending   item id, 0, partition name, 0, offset u64 the engagement's bytes as they came
     journal   sequence u64                              JSON
 """

@@ -132,7 +132,9 @@ class Store:
         return Batch(self._handle)
 
     def write(self, batch: Batch) -> None:
-        """Apply a batch whole or not at all; durable against a crash of the process at once, of the machine after :meth:`sync`.
+        """Apply a batch whole or not at all.
+
+        It survives a crash of the process at once, and of the machine after the next :meth:`sync`.
 
         Raises:
             StoreError: if the disk refuses; nothing of the batch is applied.

@@ -297,7 +297,8 @@ def _check_offsets(store: Store, items: _Items, sources: list[str], findings: _F
             "I5",
             beyond,
             lambda at, s=source: (  # type: ignore[misc]
-                f"ordinal {items.ordinals[at]} came from {s} offset {items.offset[at]}, next offset is {offsets.get(s, 0)}"
+                f"ordinal {items.ordinals[at]} came from {s} offset {items.offset[at]}, "
+                f"next offset is {offsets.get(s, 0)}"
             ),
         )
     for key in store.scan_keys("pending"):
@@ -324,7 +325,8 @@ def _check_codes(store: Store, items: _Items, reencode: Reencode, sample: int, f
         "I7",
         np.flatnonzero((again != items.raw[chosen]).any(1)),
         lambda at: (
-            f"ordinal {items.ordinals[chosen[at]]} encodes to {again[at].tolist()}, stored is {items.raw[chosen[at]].tolist()}"
+            f"ordinal {items.ordinals[chosen[at]]} encodes to {again[at].tolist()}, "
+            f"stored is {items.raw[chosen[at]].tolist()}"
         ),
     )
     return len(chosen)

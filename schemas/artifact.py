@@ -1,4 +1,4 @@
-"""The manifest of a model artifact: a directory with ``manifest.json``, ``encoder.safetensors``, ``codebook.safetensors``."""
+"""The manifest of a model artifact: ``manifest.json`` beside ``encoder.safetensors`` and ``codebook.safetensors``."""
 
 from __future__ import annotations
 

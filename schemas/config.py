@@ -66,7 +66,11 @@ class ModelConfig(_Section):
 
     path: Path = Field(default=Path("model"), description="artifact directory")
     device: str = Field(default="cpu", description="torch device for encoding: cpu or cuda")
-    threads: int = Field(default=0, ge=0, description="torch threads; 0 leaves torch's default")
+    threads: int = Field(
+        default=1,
+        ge=0,
+        description="torch threads; 0 leaves torch's default. More than one pays only where cores are idle",
+    )
 
 
 class LimitsConfig(_Section):
@@ -127,7 +131,7 @@ class RebalanceConfig(_Section):
     high: int | None = Field(
         default=None,
         ge=2,
-        description="B_upp; unset: the power of two at or above 2 sqrt(live items), at least 64; B_low is then a sixteenth of it",
+        description="B_upp; unset: the power of two from 2 sqrt(live items) up, at least 64, B_low a sixteenth of it",
     )
     fill: float = Field(default=0.7, gt=0.1, lt=1, description="a split aims at children of this share of B_upp")
     interval_ms: int = Field(default=200, ge=1, description="pause between rounds when there is nothing to do")

@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from kafka import TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError
 from pydantic import ValidationError
 
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, StoreError, UsageError
-from streamer.kafka_clients import broker_errors, open_admin, open_consumer, open_producer, partition_counts
+from streamer.kafka_clients import (
+    broker_errors,
+    open_admin,
+    open_consumer,
+    open_producer,
+    partition_counts,
+    topic_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _BLOCK_BYTES: Final = 1 << 16
-_KEPT_BYTES: Final = 1 << 16  # of a value that the dead-letter topic does not take whole
+_OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than the detail
+_USUAL_LIMIT: Final = 1_048_588  # max.message.bytes unless somebody sets it
 _LARGEST_REQUEST: Final = 96 << 20  # more than a fetch brings: the broker says what is too large, for this topic
 
 
@@ -144,8 +151,10 @@ class TopicDeadLetters:
         admin = open_admin(config)
         try:
             partition_counts(admin, config, [config.dead_letters_topic])
+            settings = topic_settings(admin, config.dead_letters_topic, ["max.message.bytes"])
         finally:
             admin.close()
+        self._largest = int(settings.get("max.message.bytes", _USUAL_LIMIT))
         self._producer: KafkaProducer = open_producer(config, max_request_size=_LARGEST_REQUEST)
         self._open = True
 
@@ -153,21 +162,22 @@ class TopicDeadLetters:
         """Produce the letters and wait until all in-sync replicas have them.
 
         A value that the topic does not take (``max.message.bytes``) is cut, which its ``detail`` then says: waiting for
-        someone to raise the limit would stop the stream for one record that is at its source still.
+        someone to raise the limit would stop the stream for one record that is still at its source.
 
         Raises:
-            BrokerError: if the broker does not confirm within twice ``kafka.request_timeout_s``.
+            BrokerError: if the broker does not confirm within twice ``kafka.request_timeout_s``. Make a new sink then:
+                after one refusal this one's producer refuses everything.
         """
-        for letter, error in self._produce(letters):
-            if not isinstance(error, MessageSizeTooLargeError) or letter.value is None:
-                raise self._failed(letter, error)
-            log.warning("dead_letter_cut", topic=letter.topic, partition=letter.partition, offset=letter.offset)
-            detail = (
-                f"{letter.detail} [value cut from {len(letter.value)} to {_KEPT_BYTES} bytes: the topic takes no more]"
-            )
-            cut = letter.model_copy(update={"value": letter.value[:_KEPT_BYTES], "detail": detail})
-            for _, again in self._produce([cut]):
-                raise self._failed(letter, again)
+        topic = self._config.dead_letters_topic
+        with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
+            sent = [(letter, self._producer.send(topic, **_as_record(self._cut(letter)))) for letter in letters]
+            self._producer.flush(2 * self._config.request_timeout_s)
+        for letter, future in sent:
+            if future.failed():
+                raise BrokerError(
+                    f"Kafka at {self._config.bootstrap_servers} did not take the dead letter of "
+                    f"{letter.topic}-{letter.partition} offset {letter.offset} into topic {topic!r}: {future.exception}"
+                )
 
     def restore(self, position: int | None) -> None:
         """Nothing: a topic cannot be cut."""
@@ -178,22 +188,14 @@ class TopicDeadLetters:
             self._open = False
             self._producer.close(timeout=2)
 
-    def _produce(self, letters: Sequence[DeadLetter]) -> Iterator[tuple[DeadLetter, KafkaError]]:
-        """Send and wait; yields what failed."""
-        topic = self._config.dead_letters_topic
-        with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
-            sent = [(letter, self._producer.send(topic, **_as_record(letter))) for letter in letters]
-            self._producer.flush(2 * self._config.request_timeout_s)
-        for letter, future in sent:
-            if future.failed():
-                yield letter, future.exception
-
-    def _failed(self, letter: DeadLetter, error: KafkaError) -> BrokerError:
-        return BrokerError(
-            f"Kafka at {self._config.bootstrap_servers} did not take the dead letter of "
-            f"{letter.topic}-{letter.partition} offset {letter.offset} into topic "
-            f"{self._config.dead_letters_topic!r}: {error}"
-        )
+    def _cut(self, letter: DeadLetter) -> DeadLetter:
+        room = self._largest - len(letter.key or b"") - len(letter.detail.encode()) - _OVERHEAD_BYTES
+        if letter.value is None or len(letter.value) <= room:
+            return letter
+        log.warning("dead_letter_cut", source=f"{letter.topic}-{letter.partition}", offset=letter.offset)
+        kept = max(0, room)
+        said = f"{letter.detail} [value cut from {len(letter.value)} to {kept} bytes, the most the topic takes]"
+        return letter.model_copy(update={"value": letter.value[:kept], "detail": said})
 
 
 def read_file(path: Path) -> Iterator[DeadLetter]:

@@ -6,7 +6,6 @@ need nothing but the data directory.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -104,7 +103,7 @@ def open_index(config: Config, model: FrozenModel) -> Index:
         if not pointer.exists():
             aside = pointer.with_name("CURRENT.partial")
             aside.write_text(generation + "\n")
-            os.replace(aside, pointer)
+            aside.replace(pointer)
     except OSError as error:
         raise StoreError(f"cannot write to {config.data_dir}: {error}; choose another --data-dir") from error
     meta = store_meta(model.manifest, generation, config.counters.half_lives_s)

@@ -52,7 +52,8 @@ class HttpServer:
             self._server = ThreadingHTTPServer((config.host, config.port), Handler)
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on http.host {config.host} port {config.port}: {error}; set http.port (0 picks a free one)"
+                f"cannot listen on http.host {config.host} port {config.port}: {error}; "
+                "set http.port (0 picks a free one)"
             ) from error
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
@@ -76,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     routes: Routes
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802  # http.server's name
+    def do_GET(self) -> None:  # http.server's name
         path = self.path.partition("?")[0]
         if path == "/metrics":
             self._send(200, generate_latest(self.registry), CONTENT_TYPE_LATEST)
@@ -88,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._json(404, {"error": f"no such path {path}"})
 
-    def do_POST(self) -> None:  # noqa: N802  # http.server's name
+    def do_POST(self) -> None:  # http.server's name
         answer = self.routes.posts.get(self.path)
         if answer is None:
             self._json(404, {"error": f"no such path {self.path}"})

@@ -6,22 +6,25 @@ Nothing here creates a topic on the way: a misspelt name must fail, not become a
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
-from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError, for_code
+from kafka.errors import KafkaError, for_code
 from kafka.net.compat import KafkaNetClient
-from kafka.net.inet import KafkaNetSocket
 
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, ConfigError
+from streamer.kafka_connections import DIRECTLY, REFUSALS, make_client
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 log = structlog.get_logger(__name__)
 
@@ -31,23 +34,6 @@ _LONGEST_FETCH_WAIT_MS: Final = 250  # how long the broker may hold a fetch when
 _RECONNECT_AT_MOST_MS: Final = 1_000  # a restarted broker is found again within about a second
 _ASK_AGAIN_S: Final = 0.1
 _UNKNOWN_TOPIC: Final = 3  # error code UNKNOWN_TOPIC_OR_PARTITION
-
-
-class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships no types
-    """A plain connection that is closed when it fails.
-
-    kafka-python drops the socket of a refused connection without closing it; a broker that is away for an hour
-    would leave thousands to the garbage collector.
-    """
-
-    SCHEMES = ("direct",)
-
-    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
-        try:
-            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
-        except BaseException:
-            sock.close()
-            raise
 
 
 def open_consumer(config: KafkaConfig, *, group_id: str | None = None) -> KafkaConsumer:
@@ -108,6 +94,13 @@ def is_connected(client: KafkaConsumer) -> bool:
     return any(net.connected(broker.node_id) for broker in net.cluster.brokers())
 
 
+def topic_id(client: KafkaConsumer, topic: str) -> UUID | None:
+    """What tells a topic from an earlier one of the same name; None if the broker does not say, or it is away."""
+    cluster = client._client.cluster  # noqa: SLF001
+    found: UUID | None = cluster.topic_id(topic) if cluster.partitions_for_topic(topic) else None
+    return found
+
+
 @contextmanager
 def broker_errors(config: KafkaConfig, doing: str) -> Iterator[None]:
     """Turn kafka-python's errors into :class:`BrokerError`; ``doing`` completes "while ..."."""
@@ -159,24 +152,33 @@ def partition_counts(admin: KafkaAdminClient, config: KafkaConfig, topics: Seque
     return counts
 
 
+def topic_settings(admin: KafkaAdminClient, topic: str, names: Sequence[str]) -> dict[str, str]:
+    """The topic's settings in effect, by name; empty if we may not look at them, as not everybody who writes may."""
+    asked_for = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
+    try:
+        found = admin.describe_configs([asked_for], config_filter="all")["topic"][topic]
+    except KafkaError as error:
+        log.warning("topic_settings_unknown", topic=topic, error=str(error))
+        return {}
+    return {name: str(setting["value"]) for name, setting in found.items()}
+
+
 def _open(kind: type, config: KafkaConfig, **options: Any) -> Any:
     _hush_kafka_python()
     clients: list[KafkaNetClient] = []
 
     def remember(**settings: Any) -> KafkaNetClient:
-        client = KafkaNetClient(**settings)
-        # Consumer and producer accept allow_auto_create_topics but never hand it on: without this line their
-        # metadata requests would create whatever topic they name.
-        client.cluster.config["allow_auto_create_topics"] = False
-        clients.append(client)
-        return client
+        clients.append(make_client(**settings))
+        return clients[-1]
 
     try:
         return kind(kafka_client=remember, **_connection(config), **options)
     except KafkaError as error:
+        failure = error
         for client in clients:  # a constructor that raises leaves its sockets and its network thread behind
+            failure = client._manager.failure or error  # noqa: SLF001
             client.close()
-        raise _cannot_connect(config, error) from error
+        raise _cannot_connect(config, failure) from error
 
 
 def _hush_kafka_python() -> None:
@@ -189,29 +191,16 @@ def _hush_kafka_python() -> None:
         logger.setLevel(logging.CRITICAL)
 
 
-def _cannot_connect(config: KafkaConfig, error: KafkaError) -> BrokerError:
+def _cannot_connect(config: KafkaConfig, failure: Exception) -> BrokerError:
     where = f"Kafka at {config.bootstrap_servers}"
-    if isinstance(error, (SaslAuthenticationFailedError, AuthorizationError)):
+    if isinstance(failure, REFUSALS):
         return BrokerError(
-            f"{where} refused {config.sasl_username or 'us'}: {error}; check kafka.sasl_username and password"
+            f"{where} refused {config.sasl_username}: {failure}; check kafka.sasl_username and sasl_password"
         )
     return BrokerError(
-        f"{where} did not answer within {config.connect_timeout_s:g} s ({_reason(config)}); "
-        "is the broker running, and is kafka.bootstrap_servers right?"
+        f"{where} did not answer within {config.connect_timeout_s:g} s ({failure}); "
+        "is the broker running, and are kafka.bootstrap_servers and kafka.security_protocol right?"
     )
-
-
-def _reason(config: KafkaConfig) -> str:
-    """Why there is no connection, which kafka-python logs but does not raise."""
-    found = []
-    for host, port in _addresses(config):
-        try:
-            socket.create_connection((host, port), timeout=1).close()
-        except OSError as error:
-            found.append(f"{host}:{port}: {error.strerror or error}")
-        else:
-            found.append(f"{host}:{port} accepts connections, but does not speak {config.security_protocol} as we do")
-    return ", ".join(found)
 
 
 def _addresses(config: KafkaConfig) -> list[tuple[str, int]]:
@@ -236,7 +225,7 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "connections_max_idle_ms": max(540_000, 2 * request_ms),
         "reconnect_backoff_max_ms": _RECONNECT_AT_MOST_MS,
         "security_protocol": config.security_protocol,
-        "proxy_url": "direct://",
+        "proxy_url": DIRECTLY,
     }
     if config.security_protocol.endswith("SSL"):
         try:  # kafka-python would load the file at each connection, and only log that it cannot

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 import structlog
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.codec import has_lz4, has_zstd
-from kafka.errors import KafkaError
+from kafka.errors import MessageSizeTooLargeError
 from kafka.partitioner.default import murmur2
 
 from schemas.errors import BrokerError, ConfigError, UsageError
 from schemas.events import parse_time_ms
 from streamer.eventlog_format import discover
-from streamer.kafka_clients import broker_errors, open_admin, open_producer, partition_counts
+from streamer.kafka_clients import broker_errors, open_admin, open_producer, partition_counts, topic_settings
 from streamer.sources.base import Stream
 from streamer.sources.eventlog_lines import LineReader
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kafka import KafkaAdminClient, KafkaProducer
+    from kafka.errors import KafkaError
 
     from schemas.config import Config, KafkaConfig
     from streamer.eventlog_format import LogFile
@@ -175,9 +175,10 @@ class _Output:
         """Wait until the broker has all, and count it."""
         with broker_errors(self._config, f"waiting for {len(self._unconfirmed)} records to be confirmed"):
             self._producer.flush(2 * self._config.request_timeout_s)
-        for event, future in self._unconfirmed:
-            if future.failed():
-                raise self._refused(event, future.exception)
+        failed = [(event, future.exception) for event, future in self._unconfirmed if future.failed()]
+        if failed:
+            raise self._refused(failed)
+        for event, _ in self._unconfirmed:
             self.counts.engagements += event.is_engagement
             self.counts.items += not event.is_engagement
             self.counts.without_key += event.key is None
@@ -188,7 +189,10 @@ class _Output:
         self._oldest = time.monotonic()
         self._now_ms = int(time.time() * 1000)
 
-    def _refused(self, event: _Event, error: KafkaError) -> BrokerError:
+    def _refused(self, failed: list[tuple[_Event, KafkaError]]) -> BrokerError:
+        # One refusal ends an idempotent producer, and everything it still holds fails with the same error.
+        too_large = isinstance(failed[0][1], MessageSizeTooLargeError)
+        event, error = max(failed, key=lambda each: len(each[0].line)) if too_large else failed[0]
         return BrokerError(
             f"Kafka at {self._config.bootstrap_servers} did not take line {event.number + 1} of "
             f"{self._files[event.file].path} ({len(event.line)} bytes) into topic "
@@ -261,24 +265,18 @@ def _common_partitions(admin: KafkaAdminClient, config: KafkaConfig) -> int:
 
 def _refuse_retention(admin: KafkaAdminClient, config: KafkaConfig, files: list[LogFile]) -> None:
     """Kafka deletes records by their timestamps, which are the events': old ones would be gone within minutes."""
-    topics = [config.items_topic, config.engagements_topic]
-    wanted = ("retention.ms", "cleanup.policy", "message.timestamp.type")
-    try:
-        asked = [ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(wanted)) for name in topics]
-        found = admin.describe_configs(asked, config_filter="all")["topic"]
-    except KafkaError as error:  # not everybody who may write to a topic may look at its settings
-        log.warning("topic_settings_unknown", topics=topics, error=str(error))
-        return
     firsts = [next(_events(index, file), None) for index, file in enumerate(files)]
     oldest = min((event.time_ms for event in firsts if event is not None), default=None)
     if oldest is None:
         return
     age_ms = int(time.time() * 1000) - oldest
-    for name in topics:
-        retention_ms, policy, stamp = (found[name][key]["value"] for key in wanted)
-        if "delete" in policy and stamp == "CreateTime" and 0 <= int(retention_ms) < age_ms:
+    for name in (config.items_topic, config.engagements_topic):
+        found = topic_settings(admin, name, ["retention.ms", "cleanup.policy", "message.timestamp.type"])
+        retention_ms = int(found.get("retention.ms", -1))
+        by_event_time = found.get("message.timestamp.type") == "CreateTime"
+        if by_event_time and "delete" in found["cleanup.policy"] and 0 <= retention_ms < age_ms:
             raise ConfigError(
-                f"topic {name!r} keeps records for {int(retention_ms) / 86_400_000:g} days by their timestamps, and "
+                f"topic {name!r} keeps records for {retention_ms / 86_400_000:g} days by their timestamps, and "
                 f"the log's events are up to {age_ms / 86_400_000:.0f} days old: Kafka would delete them within "
                 f"minutes. First run kafka-configs.sh --bootstrap-server {config.bootstrap_servers} --alter "
                 f"--entity-type topics --entity-name {name} --add-config retention.ms=-1"

@@ -131,7 +131,7 @@ def _labels_now(view: LiveView, plan: SplitPlan, members: U32) -> I64:
 
 
 def _split_routes(view: LiveView, plan: SplitPlan, members: U32, labels: I64, new: I64) -> dict[int, U32]:
-    """Candidates of every raw index that led to the leaf: the children that hold its members, else the nearest child."""
+    """Candidates of each raw index that led to the leaf: the children that hold its members, else the nearest."""
     facet = view.facets[plan.facet]
     raws = facet.raws.row(plan.leaf)
     pairs = np.unique(np.stack([view.items["raw"][members, plan.facet].astype(np.int64), new[labels]], 1), axis=0)

@@ -21,7 +21,8 @@ def balanced_kmeans(x: F32, k: int, floor: int, cap: int, seed: int) -> tuple[I6
     Args:
         x: (n, d) float32.
         k: number of clusters, ``k * floor <= n <= k * cap``.
-        floor, cap: least and most points of a cluster.
+        floor: least points of a cluster.
+        cap: most points of a cluster.
         seed: of the start.
 
     Returns:

@@ -22,7 +22,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Live items: ordinals (n,), leaves (n, F), vectors (n, F, d) float32; ``missing`` are the ids that are not live."""
+    """Live items: ordinals (n,), leaves (n, F), vectors (n, F, d) float32; ``missing`` are ids that are not live."""
 
     ordinals: I64
     leaves: I64

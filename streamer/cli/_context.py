@@ -31,7 +31,7 @@ out = Console()
 err = Console(stderr=True)
 
 
-def settings(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Settings:  # noqa: FBT001  # as typer gives it
+def settings(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Settings:
     """The configuration in force, with logging set up by it. ``flags`` use ``__`` for dots; None is not given."""
     dotted = {name.replace("__", "."): value for name, value in flags.items()}
     dotted |= {"data_dir": data_dir, "log.level": "debug" if verbose else None}
@@ -40,7 +40,7 @@ def settings(config_file: Path | None, data_dir: Path | None, verbose: bool, **f
     return found
 
 
-def config(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Config:  # noqa: FBT001  # as typer gives it
+def config(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Config:
     """As :func:`settings`, the values alone."""
     return settings(config_file, data_dir, verbose, **flags).config
 
@@ -67,7 +67,7 @@ def set_up_logging(log: LogConfig) -> None:
     )
 
 
-def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], Table | str]) -> None:  # noqa: FBT001  # as typer gives it
+def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], Table | str]) -> None:
     """Print a reply as JSON, or as the table it makes."""
     if as_json:
         document = reply.model_dump(mode="json", by_alias=True) if isinstance(reply, BaseModel) else reply

@@ -1,0 +1,48 @@
+# A newcomer needs two targets: `make demo` and `make test`. Both set up what they need in .venv.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check format bench kafka lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## make the virtual environment and install everything
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) --version 2>/dev/null | grep -q 'Python 3\.1[1-9]' || python3 --version | grep -q 'Python 3\.1[1-9]' \
+		|| { echo "facetstream needs Python 3.11 or later; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## the whole job on real data, without a broker: import, train, stream, rebalance, query, verify
+	$(BIN)/facetstream demo
+
+test: $(READY) ## all tests, with a real Kafka broker where Java and Maven are there
+	$(BIN)/pytest
+
+check: $(READY) ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## all benchmarks; results as JSON under benchmarks/results
+	$(BIN)/python -m benchmarks
+
+kafka: $(READY) ## a broker with our topics, until Ctrl-C, for those without one
+	$(BIN)/python -m tests.kafka.broker
+
+lock: $(READY) ## write the installed versions to constraints.txt
+	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean: ## remove everything that was made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-work tests/kafka/target benchmarks/results

@@ -1,0 +1,91 @@
+"""Repairs to how kafka-python 3.0 connects; without them a wrong password looks like a broker that is away.
+
+Each override says what fails without it. They lean on names that are not documented, which is why they live in one
+place: a new kafka-python is tried against the tests of this module's behaviour first.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kafka.errors import AuthorizationError, KafkaConnectionError, SaslAuthenticationFailedError
+from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import KafkaNetSocket, create_connection
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport
+
+REFUSALS = (SaslAuthenticationFailedError, AuthorizationError)
+DIRECTLY = "direct://"
+
+
+class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships no types
+    """A plain connection, found by the "proxy" address :data:`DIRECTLY`, that is closed when it fails.
+
+    kafka-python drops the socket of a refused connection without closing it; a broker that is away for an hour would
+    leave thousands to the garbage collector.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        try:
+            return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
+        except BaseException:
+            sock.close()
+            raise
+
+
+class Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Connections that remember why they failed.
+
+    Attributes:
+        failure: why the last connection could not be made; None if none failed.
+    """
+
+    failure: Exception | None = None
+
+    def get_connection(self, node_id: Any, **options: Any) -> Any:
+        """Give up when credentials are refused before anything ever worked.
+
+        kafka-python tries again until its time is over, and then says only that it is over.
+        """
+        if isinstance(self.failure, REFUSALS) and not self.bootstrapped:
+            raise self.failure
+        connection = super().get_connection(node_id, **options)
+        connection.init_future.add_errback(self._remember)
+        return connection
+
+    def _remember(self, failure: Exception) -> None:
+        self.failure = failure
+
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        """Give a TLS handshake its deadline, and close the socket when it fails.
+
+        kafka-python waits for ever for a peer that accepts the connection and stays silent.
+        """
+        if not self.ssl_enabled:
+            return await super()._build_transport(node, timeout_at=timeout_at)
+        options, proxy = self.config["socket_options"], self.config["proxy_url"]
+        sock = await create_connection(self._net, node.host, node.port, options, proxy_url=proxy, timeout_at=timeout_at)
+        transport = KafkaSSLTransport(self._net, sock, host=node.host, ssl_context=self.config["ssl_context"])
+        left_ms = None if timeout_at is None else max(0.0, timeout_at - time.monotonic()) * 1000
+        try:
+            await self.wait_for(self.call_soon(transport.handshake), left_ms)
+        except Exception as error:
+            transport.abort(error)
+            raise KafkaConnectionError(f"TLS handshake failed: {error}") from error
+        return transport
+
+
+def make_client(**settings: Any) -> KafkaNetClient:
+    """What kafka-python's ``kafka_client`` setting takes: a client on :class:`Connections`.
+
+    Consumer and producer accept ``allow_auto_create_topics`` but never hand it on: their requests for metadata would
+    create whatever topic they name. Here it is off for all.
+    """
+    net = NetworkSelector(**settings)
+    client = KafkaNetClient(net, Connections(net, **settings), **settings)
+    client.cluster.config["allow_auto_create_topics"] = False
+    return client
