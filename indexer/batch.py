@@ -24,6 +24,7 @@ class ItemRows:
         vectors: (m, F, d) float16 facet embeddings.
         raw: (m, F) uint32 raw indices.
         content: (m,) the events' bytes.
+        order: (n,) int64, ascending: the place of each among all events of its batch; None: before all engagements.
     """
 
     item_ids: Sequence[str]
@@ -34,6 +35,7 @@ class ItemRows:
     vectors: npt.NDArray[np.float16]
     raw: npt.NDArray[np.uint32]
     content: Sequence[bytes]
+    order: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -49,6 +51,7 @@ class EngagementRows:
         values: (n,) float64, NaN where there is none.
         offsets: (n,).
         records: (n,) the events' bytes, kept while an engagement waits for its item.
+        order: (n,) int64, ascending: the place of each among all events of its batch; None: after all items.
     """
 
     item_ids: Sequence[str]
@@ -58,6 +61,7 @@ class EngagementRows:
     sources: Sequence[str]
     offsets: I64
     records: Sequence[bytes]
+    order: I64 | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -69,13 +73,31 @@ class EventBatch:
 
     Attributes:
         positions: partition name -> next offset once this batch is applied.
+        clocks: partition name -> latest event time read of it, epoch milliseconds.
         dead_letters: records of this batch that were set aside.
     """
 
     items: ItemRows
     engagements: EngagementRows
     positions: Mapping[str, int] = field(default_factory=dict)
+    clocks: Mapping[str, int] = field(default_factory=dict)
     dead_letters: int = 0
+
+    def item_order(self) -> I64:
+        """(n,) place of each item event in the order in which the batch was read."""
+        return np.arange(len(self.items)) if self.items.order is None else self.items.order
+
+    def engagement_order(self) -> I64:
+        """(m,) place of each engagement in the order in which the batch was read."""
+        rows = self.engagements
+        return len(self.items) + np.arange(len(rows)) if rows.order is None else rows.order
+
+    def stream_times(self, before_ms: int) -> I64:
+        """(1 + n + m,) latest event time up to each place in that order, ``before_ms`` in front."""
+        times = np.full(1 + len(self.items) + len(self.engagements), before_ms, np.int64)
+        times[1 + self.item_order()] = self.items.occurred_at
+        times[1 + self.engagement_order()] = self.engagements.occurred_at
+        return np.maximum.accumulate(times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,7 @@ class Applied:
     items_stale: int
     engagements_applied: int
     engagements_pending: int
+    engagements_expired: int
 
 
 def empty_items(facets: int, dim: int) -> ItemRows:

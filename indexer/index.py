@@ -25,11 +25,11 @@ class Index:
         store, view, pending, writer: as their classes say.
     """
 
-    def __init__(self, store: Store, view: LiveView, pending: Pending, max_kinds: int) -> None:
+    def __init__(self, store: Store, view: LiveView, pending: Pending, config: Config) -> None:
         self.store = store
         self.view = view
         self.pending = pending
-        self.writer = IndexWriter(store, view, pending, max_kinds=max_kinds)
+        self.writer = IndexWriter(store, view, pending, max_kinds=config.limits.max_kinds, bounds=config.pending)
 
     @classmethod
     def open(cls, path: Path, meta: StoreMeta, codewords: npt.NDArray[np.float32], config: Config) -> Index:
@@ -54,7 +54,7 @@ class Index:
         except BaseException:
             store.close()
             raise
-        return cls(store, view, pending, config.limits.max_kinds)
+        return cls(store, view, pending, config)
 
     def compactor(self, config: Config) -> Compactor:
         """A compactor for use on the writer's own thread."""

@@ -6,20 +6,21 @@ leaves both as they were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer import keys
-from indexer.batch import Applied, EngagementRows, EventBatch, ItemRows
+from indexer.batch import Applied, EventBatch, ItemRows
 from indexer.counters import CounterRows, add_engagements
 from indexer.keys import ItemState, LeafRecord, LeafState
-from indexer.pending import Expired, Pending, Waiting
+from indexer.pending import Expired, Pending, Settled, Waiting, settle
 from indexer.routing import route
 from indexer.store import Batch, Store
 from indexer.view import LiveView
+from schemas.config import PendingConfig
 from schemas.errors import StoreError
 from schemas.store import Totals
 
@@ -27,6 +28,10 @@ I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 
 OTHER_KIND = "other"
+
+SetAside = Callable[[list[Expired]], int | None]
+"""Makes a batch's dead letters durable, those that waited in vain among them; returns where the dead-letter file ends,
+bytes, None where there is no file. Called once in each batch, before it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class _ItemChange:
         rows: (n,) row of the event that decides, in the batch's ``ItemRows``.
         created_at: (n,) epoch milliseconds.
         new_ids: ids that get the ordinals from ``totals.next_ordinal`` on.
+        first_rows: (len(new_ids),) the event that makes each of them known, in the batch's ``ItemRows``.
         stale: events that came too late to matter.
     """
 
@@ -45,6 +51,7 @@ class _ItemChange:
     rows: I64
     created_at: I64
     new_ids: dict[str, int]
+    first_rows: list[int]
     stale: int
 
 
@@ -57,21 +64,29 @@ class IndexWriter:
         pending: engagements waiting for their item, likewise.
     """
 
-    def __init__(self, store: Store, view: LiveView, pending: Pending, *, max_kinds: int = 32) -> None:
+    def __init__(
+        self,
+        store: Store,
+        view: LiveView,
+        pending: Pending,
+        *,
+        max_kinds: int = 32,
+        bounds: PendingConfig | None = None,
+    ) -> None:
         self.store = store
         self.view = view
         self.pending = pending
         self._max_kinds = max_kinds
+        self._bounds = PendingConfig() if bounds is None else bounds
 
-    def apply(
-        self, batch: EventBatch, expired: Sequence[Expired] = (), dead_letter_position: int | None = None
-    ) -> Applied:
+    def apply(self, batch: EventBatch, set_aside: SetAside | None = None) -> Applied:
         """Apply one batch of events, whole or not at all.
+
+        How a stream is cut into batches makes no difference to items, codes, counters and what waits.
 
         Args:
             batch: decoded and encoded events with the positions they bring the store to.
-            expired: waiting engagements that were set aside as dead letters.
-            dead_letter_position: where the dead-letter file ends now, bytes.
+            set_aside: takes the engagements that waited in vain; None forgets them.
 
         Raises:
             StoreError: if a position would move back, or the disk refuses; nothing is applied then.
@@ -85,24 +100,25 @@ class IndexWriter:
 
         change = self._resolve(batch.items)
         upserts = self._plan_items(batch.items, change, totals, write)
-        waiting_gone = [entry.waiting for entry in expired]
-        released, held = self._split_engagements(batch.engagements, change, waiting_gone)
-        counted = self._plan_counters(batch.engagements, held, released, change, totals, write)
+        target = self._find_items(batch, change)
+        settled = self._settle(batch, change, target)
+        counted = self._plan_counters(batch, target, settled, change, totals, write)
+        released = [row for _, row in settled.released]
+        gone = [row for row in released + [entry.waiting for entry in settled.expired] if row in self.pending]
 
-        for row in held:
-            write.put("pending", keys.pending_key(row.item_id, row.source, row.offset), row.record)
-        gone = waiting_gone + released
-        write.delete_many("pending", [keys.pending_key(row.item_id, row.source, row.offset) for row in gone])
+        write.put_many("pending", [row.key for row in settled.held], [row.record for row in settled.held])
+        write.delete_many("pending", [row.key for row in gone])
 
-        applied_engagements = len(batch.engagements) - len(held) + len(released)
         totals.next_ordinal += len(change.new_ids)
         totals.items_stale += change.stale
+        applied_engagements = int(np.count_nonzero(target >= 0)) + len(released)
         totals.engagements_applied += applied_engagements
-        totals.dead_letters += batch.dead_letters + len(expired)
-        totals.dead_letter_position = dead_letter_position
-        times = np.concatenate([batch.items.occurred_at, batch.engagements.occurred_at])
-        if len(times):
-            totals.stream_time_ms = max(totals.stream_time_ms, int(times.max()))
+        totals.dead_letters += batch.dead_letters + len(settled.expired)
+        totals.stream_time_ms = int(batch.stream_times(totals.stream_time_ms)[-1])
+        for name, clock in batch.clocks.items():
+            totals.clocks[name] = max(clock, totals.clocks.get(name, 0))
+        if set_aside is not None:
+            totals.dead_letter_position = set_aside(settled.expired)
         write.totals(totals)
         for name, position in batch.positions.items():
             write.offset(name, position)
@@ -118,10 +134,17 @@ class IndexWriter:
             view.totals = totals
             view.positions.update(batch.positions)
         self.pending.remove(gone)
-        for row in held:
+        for row in settled.held:
             self.pending.add(row)
         deletes = int((batch.items.encoded[change.rows] < 0).sum())
-        return Applied(len(change.rows) - deletes, deletes, change.stale, applied_engagements, len(held))
+        return Applied(
+            len(change.rows) - deletes,
+            deletes,
+            change.stale,
+            applied_engagements,
+            len(settled.held),
+            len(settled.expired),
+        )
 
     # -- items ---------------------------------------------------------------------------------------------------
 
@@ -129,10 +152,13 @@ class IndexWriter:
         """Decide which event wins for each item: the later occurred_at, then the later offset (contracts)."""
         view = self.view
         new_ids: dict[str, int] = {}
+        first_rows: list[int] = []
         ordinals = view.ordinals_of(items.item_ids)
         base = view.totals.next_ordinal
         for row in np.flatnonzero(ordinals < 0).tolist():
             ordinals[row] = new_ids.setdefault(items.item_ids[row], base + len(new_ids))
+            if len(first_rows) < len(new_ids):
+                first_rows.append(row)
 
         known = ordinals < base
         at = np.where(known, ordinals, 0)
@@ -147,7 +173,7 @@ class IndexWriter:
         _, first, count = np.unique(ordinals, return_index=True, return_counts=True)
         if not len(count) or count.max() == 1:
             rows = np.flatnonzero(~late)
-            return _ItemChange(ordinals[rows], rows, created_at[rows], new_ids, int(late.sum()))
+            return _ItemChange(ordinals[rows], rows, created_at[rows], new_ids, first_rows, int(late.sum()))
 
         # Several events of one item in one batch: walk them in order, as if each had come alone.
         single = np.zeros(len(items), np.bool_)
@@ -175,6 +201,7 @@ class IndexWriter:
             np.concatenate([rows, np.array([row for row, _ in winner.values()], np.int64)]),
             np.concatenate([created_at[rows], np.array([born for _, born in winner.values()], np.int64)]),
             new_ids,
+            first_rows,
             stale,
         )
 
@@ -217,7 +244,7 @@ class IndexWriter:
                 opened=(routed.new_raws, routed.new_leaves),
             )
 
-        sources = _index_names(totals.sources, [items.sources[row] for row in rows.tolist()])
+        sources = _index_names(totals.sources, items.sources)[rows]
         state = np.where(live, ItemState.LIVE, ItemState.DELETED).astype(np.uint8)
         plan.columns = {
             "state": state,
@@ -269,55 +296,77 @@ class IndexWriter:
 
     # -- engagements ---------------------------------------------------------------------------------------------
 
-    def _split_engagements(
-        self, rows: EngagementRows, change: _ItemChange, expired: list[Waiting]
-    ) -> tuple[list[Waiting], list[Waiting]]:
-        """(waiting ones whose item is now there, new ones whose item is not)."""
-        gone = {(row.source, row.offset) for row in expired}
-        released: list[Waiting] = []
-        if len(self.pending):
-            for item_id in change.new_ids:
-                released += [row for row in self.pending.of_item(item_id) if (row.source, row.offset) not in gone]
-        by_id, new_ids = self.view.by_id, change.new_ids
-        held = [
-            Waiting(
-                item_id,
-                rows.sources[at],
-                int(rows.offsets[at]),
-                rows.kinds[at],
-                int(rows.occurred_at[at]),
-                float(rows.values[at]),
-                rows.records[at],
+    def _find_items(self, batch: EventBatch, change: _ItemChange) -> I64:
+        """(m,) ordinal of each engagement's item, -1 where the item is not there yet when the engagement comes."""
+        rows = batch.engagements
+        ordinals = self.view.ordinals_of(rows.item_ids)
+        unknown = np.flatnonzero(ordinals < 0)
+        if not len(unknown) or not change.new_ids:
+            return ordinals
+        base = self.view.totals.next_ordinal
+        known_from = batch.item_order()[change.first_rows]
+        created = np.fromiter((change.new_ids.get(rows.item_ids[row], -1) for row in unknown.tolist()), np.int64)
+        there = created >= 0
+        there[there] = known_from[created[there] - base] < batch.engagement_order()[unknown[there]]
+        ordinals[unknown[there]] = created[there]
+        return ordinals
+
+    def _settle(self, batch: EventBatch, change: _ItemChange, target: I64) -> Settled:
+        """What becomes of those that wait, and of this batch's engagements whose item is not there when they come."""
+        rows, waits = batch.engagements, np.flatnonzero(target < 0).tolist()
+        if not waits and not len(self.pending):
+            return Settled([], [], [])
+        places = batch.engagement_order()
+        arrivals = [
+            (
+                int(places[row]),
+                Waiting(
+                    rows.item_ids[row],
+                    rows.sources[row],
+                    int(rows.offsets[row]),
+                    rows.kinds[row],
+                    int(rows.occurred_at[row]),
+                    float(rows.values[row]),
+                    rows.records[row],
+                ),
             )
-            for at, item_id in enumerate(rows.item_ids)
-            if item_id not in by_id and item_id not in new_ids
+            for row in waits
         ]
-        return released, held
+        created = dict(zip(change.new_ids, batch.item_order()[change.first_rows].tolist(), strict=True))
+        times = batch.stream_times(self.view.totals.stream_time_ms)
+        return settle(self.pending, arrivals, created, times, self._bounds)
 
     def _plan_counters(
         self,
-        rows: EngagementRows,
-        held: list[Waiting],
-        released: list[Waiting],
+        batch: EventBatch,
+        found: I64,
+        settled: Settled,
         change: _ItemChange,
         totals: Totals,
         write: Batch,
     ) -> tuple[I64, CounterRows] | None:
-        """Counters of the touched items after this batch. What waited comes first: it was read first."""
-        view = self.view
-        ordinals = view.ordinals_of(rows.item_ids)
-        unknown = np.flatnonzero(ordinals < 0)
-        ordinals[unknown] = [change.new_ids.get(rows.item_ids[at], -1) for at in unknown.tolist()]
-        keep = np.flatnonzero(ordinals >= 0)
-        assert len(rows) - len(keep) == len(held)
+        """Counters of the touched items after this batch.
+
+        Engagements count in the order in which they are applied, whether they waited or not, so that sums and the
+        order of kinds come out the same whatever the batches.
+        """
+        view, rows, released = self.view, batch.engagements, [row for _, row in settled.released]
+        keep = np.flatnonzero(found >= 0)
         if not len(keep) and not released:
             return None
         early = np.array([change.new_ids[row.item_id] for row in released], np.int64)
-        target = np.concatenate([early, ordinals[keep]])
+        target = np.concatenate([early, found[keep]])
         kind_names = [row.kind for row in released] + [rows.kinds[at] for at in keep.tolist()]
-        kinds = _index_names(totals.kinds, kind_names, limit=self._max_kinds).astype(np.int64)
         times = np.concatenate([np.array([row.occurred_at for row in released], np.int64), rows.occurred_at[keep]])
         values = np.concatenate([np.array([row.value for row in released]), rows.values[keep]])
+        if released:
+            moments = np.concatenate(
+                [np.array([at for at, _ in settled.released], np.int64), batch.engagement_order()[keep]]
+            )
+            applied = np.argsort(moments, kind="stable")
+            target, times, values = target[applied], times[applied], values[applied]
+            kind_names = [kind_names[at] for at in applied.tolist()]
+        kinds = _index_names(totals.kinds, kind_names, limit=self._max_kinds).astype(np.int64)
 
         touched, row_of = np.unique(target, return_inverse=True)
         before = self._counters_of(touched, len(totals.kinds))
@@ -399,6 +448,7 @@ class _ItemPlan:
         for name, column in self.columns.items():
             items[name][self.ordinals] = column
         items["vector"][self.ordinals[self.live]] = self.vectors
+        items["vector"][self.ordinals[~self.live]] = 0
         for facet, f in enumerate(view.facets):
             raws, leaves = self._opened[facet]
             if len(leaves):
@@ -427,7 +477,7 @@ def put_sizes(write: Batch, facet: int, sizes: I64, leaves: I64, change: npt.NDA
         write.put("sizes", keys.FACET_U32.pack(facet, page), values)
 
 
-def _index_names(known: list[str], names: list[str], limit: int = 65_535) -> npt.NDArray[np.uint16]:
+def _index_names(known: list[str], names: Sequence[str], limit: int = 65_535) -> npt.NDArray[np.uint16]:
     """(n,) position of each name in ``known``, which grows; beyond ``limit`` names fall to the last, ``other``."""
     at = {name: position for position, name in enumerate(known)}
     out = np.empty(len(names), np.uint16)

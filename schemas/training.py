@@ -38,9 +38,12 @@ class TrainingConfig(BaseModel):
 
     seed: int = Field(default=0, ge=0, description="of initial weights, drawn pairs, negatives and k-means")
     threads: int = Field(
-        default=2, ge=0, description="torch threads; 0 leaves torch's default; part of what decides the result"
+        default=1,
+        ge=0,
+        description="torch threads, part of what decides the result; 0 leaves torch's default; more help only on idle "
+        "cores, on busy ones their barriers cost many times what they save",
     )
-    steps: int = Field(default=1_500, ge=1, description="optimiser steps")
+    steps: int = Field(default=400, ge=1, description="optimiser steps")
     max_seconds: float = Field(
         default=600.0,
         gt=0,
@@ -49,15 +52,12 @@ class TrainingConfig(BaseModel):
     pairs: int = Field(default=512, ge=2, description="pairs drawn per facet and step")
     negatives: int = Field(default=512, ge=0, description="further candidates drawn uniformly per step")
     reach: int = Field(default=10, ge=1, description="a trigger lies at most so many engagements before its candidate")
-    temperature: float = Field(default=0.07, gt=0, description="tau of the softmax")
+    temperature: float = Field(default=0.15, gt=0, description="tau of the softmax")
     learning_rate: float = Field(default=3e-3, gt=0, description="of Adam for the encoder, decayed to zero by a cosine")
     codebook_learning_rate: float = Field(default=1e-3, gt=0, description="of Adam for the codewords")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled, on table and MLP")
     group_dropout: float = Field(
-        default=0.2,
-        ge=0,
-        lt=1,
-        description="chance that an item's feature group is left out of a step; makes new items' sparser content familiar",
+        default=0.0, ge=0, lt=1, description="chance that a feature group of an item is left out of a step"
     )
     quantised_weight: float = Field(default=1.0, ge=0, description="weight of L_QMF beside L_MF")
     anchor_weight: float = Field(default=0.5, ge=0, description="weight of the distance between members and codewords")

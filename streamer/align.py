@@ -3,64 +3,94 @@
 Partitions advance at their own pace. Without alignment a backfill would read engagements long before their items and
 let them expire as waiting. So events are released only up to the time that every partition has reached. A partition
 with nothing left to read holds nobody back, so that a live stream passes straight through.
+
+An event's place is its partition's clock, the latest time up to there in its partition; at equal clocks items come
+first, then partitions in their order. That order depends on the records alone, not on how they were polled, so that a
+run that was stopped and started again applies them as an undisturbed one does.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from streamer.decode import Decoded
-from streamer.sources.base import Partition
+from streamer.sources.base import Partition, Stream
 
-_FOREVER = np.iinfo(np.int64).max
+_FOREVER: Final = int(np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """Decoded records with the clock of their partition at each event, (n,) int64 ascending, epoch milliseconds."""
+
+    decoded: Decoded
+    clocks: npt.NDArray[np.int64]
+
+    def split(self, count: int) -> tuple[Aligned, Aligned]:
+        """The first ``count`` events and the rest, as :meth:`Decoded.split`."""
+        head, tail = self.decoded.split(count)
+        return Aligned(head, self.clocks[:count]), Aligned(tail, self.clocks[count:])
 
 
 class Aligner:
     """Holds decoded records until their time has come.
 
+    Args:
+        partitions: all that are read.
+        clocks: where those that were read before stand.
+
     Attributes:
         clocks: the latest event time seen of each partition, epoch milliseconds.
     """
 
-    def __init__(self, partitions: Iterable[Partition]) -> None:
-        self._held: dict[Partition, deque[Decoded]] = {partition: deque() for partition in partitions}
-        self.clocks: dict[Partition, int] = dict.fromkeys(self._held, 0)
+    def __init__(self, partitions: Iterable[Partition], clocks: Mapping[Partition, int] | None = None) -> None:
+        ranked = sorted(partitions, key=lambda partition: (partition.stream is not Stream.ITEMS, partition))
+        self._held: dict[Partition, deque[Aligned]] = {partition: deque() for partition in ranked}
+        self.clocks: dict[Partition, int] = dict.fromkeys(ranked, 0)
+        if clocks is not None:
+            self.clocks |= {partition: clocks[partition] for partition in ranked if partition in clocks}
 
     def push(self, decoded: Decoded) -> None:
         """Take in what was read next of its partition."""
-        self._held[decoded.partition].append(decoded)
-        if len(decoded.times):
-            latest = int(decoded.times.max())
-            self.clocks[decoded.partition] = max(self.clocks[decoded.partition], latest)
+        clocks = np.maximum.accumulate(np.maximum(decoded.times, self.clocks[decoded.partition]))
+        self._held[decoded.partition].append(Aligned(decoded, clocks))
+        if len(clocks):
+            self.clocks[decoded.partition] = int(clocks[-1])
 
     def held(self, partition: Partition) -> int:
-        """Events of a partition that wait here."""
-        return sum(len(decoded.events) + len(decoded.letters) for decoded in self._held[partition])
+        """Records of a partition that wait here."""
+        return sum(len(aligned.clocks) + len(aligned.decoded.letters) for aligned in self._held[partition])
 
     def waiting(self) -> bool:
         """Whether anything waits here."""
         return any(self._held.values())
 
-    def lagging(self, ignored: Collection[Partition]) -> list[Partition]:
-        """Partitions that hold the others back and have nothing here; ``ignored`` ones hold nobody back."""
-        return [partition for partition, held in self._held.items() if not held and partition not in ignored]
-
-    def release(self, ignored: Collection[Partition]) -> list[Decoded]:
-        """What may go on now, items before engagements where times allow.
+    def release(self, ignored: Collection[Partition], latest_ms: int = _FOREVER) -> list[Aligned]:
+        """What may go on now; nothing that is read later comes before it. Each partition's is consecutive.
 
         Args:
             ignored: partitions that have nothing more to read for now.
+            latest_ms: nothing later than this is released.
         """
-        frontier = min((self.clocks[p] for p in self._held if p not in ignored), default=_FOREVER)
-        out: list[Decoded] = []
-        for partition in sorted(self._held, key=lambda p: (p.stream != "items", p)):
-            held = self._held[partition]
+        frontier, turn = min(
+            ((self.clocks[partition], rank) for rank, partition in enumerate(self._held) if partition not in ignored),
+            default=(_FOREVER, 0),
+        )
+        if latest_ms < frontier:
+            frontier, turn = latest_ms, len(self._held)
+        out: list[Aligned] = []
+        for rank, held in enumerate(self._held.values()):
+            # The partition whose turn it is may give more at this very clock, before those of a later rank.
+            side: Literal["left", "right"] = "right" if rank <= turn else "left"
             while held:
-                ready = _reached(held[0], frontier)
-                if ready == len(held[0].events):
+                ready = int(np.searchsorted(held[0].clocks, frontier, side))
+                if ready == len(held[0].clocks):
                     out.append(held.popleft())
                     continue
                 if ready:
@@ -68,11 +98,3 @@ class Aligner:
                     out.append(head)
                 break
         return out
-
-
-def _reached(decoded: Decoded, frontier: int) -> int:
-    """How many leading events come no later than ``frontier``."""
-    if frontier == _FOREVER or not len(decoded.times):
-        return len(decoded.events)
-    late = np.flatnonzero(decoded.times > frontier)
-    return int(late[0]) if len(late) else len(decoded.events)

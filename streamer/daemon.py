@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import structlog
@@ -21,7 +21,6 @@ from indexer.rebalance.compactor import out_of_bounds
 from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import retrieve
 from indexer.store import now_ms
-from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from schemas.errors import UsageError
 from streamer.dead_letters import DeadLetterSink, FileDeadLetters, TopicDeadLetters
@@ -32,6 +31,9 @@ from streamer.pipeline import Pipeline, Progress
 from streamer.sources.base import Source
 from streamer.sources.eventlog import EventLogSource
 from streamer.sources.kafka import KafkaSource
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 log = structlog.get_logger(__name__)
 

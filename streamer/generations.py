@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from indexer.index import Index
 from indexer.store import Store, now_ms, store_path
-from model_runtime.runtime import FrozenModel
+from indexer.verify import Reencode
 from schemas.artifact import ArtifactManifest
 from schemas.config import Config
 from schemas.errors import ArtifactError, StoreError, StoreMismatchError
+from schemas.events import ITEM_EVENT, ItemContent
 from schemas.store import StoreMeta
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 FIRST: Final = "g000001"
 
@@ -64,6 +71,8 @@ def load_model(config: Config) -> FrozenModel:
         ArtifactError: if there is none, or it is damaged.
         StoreMismatchError: if the configured artifact is not the one the generation was built with.
     """
+    from model_runtime.runtime import FrozenModel  # noqa: PLC0415  # loads torch, which reading commands do without
+
     generation = current_generation(config.data_dir)
     own = model_path(config.data_dir, generation)
     options = {"device": config.model.device, "threads": config.model.threads}
@@ -123,3 +132,13 @@ def remove_all(data_dir: Path) -> None:
     """Remove all generations, for starting anew."""
     shutil.rmtree(data_dir / "generations", ignore_errors=True)
     (data_dir / "CURRENT").unlink(missing_ok=True)
+
+
+def reencoder(model: FrozenModel) -> Reencode:
+    """A function from the bytes of n stored events to (n, F) raw indices."""
+
+    def reencode(content: list[bytes]) -> npt.NDArray[np.uint32]:
+        events = [ITEM_EVENT.validate_json(value) for value in content]
+        return model.encode([event for event in events if isinstance(event, ItemContent)]).raw
+
+    return reencode

@@ -56,9 +56,11 @@ class Inbox(Generic[BatchT]):
             return True
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more batches will come; ``error`` is raised to the writer once the queue is empty."""
+        """No more batches will come; the first ``error`` is raised to the writer once the queue is empty."""
         with self._signal:
-            self._ended, self._error = True, error
+            self._ended = True
+            # The reader ends without one when the compactor's error stops it; that must not hide the error.
+            self._error = error if self._error is None else self._error
             self._signal.notify_all()
 
     def call(self, change: Callable[[IndexWriter], ResultT]) -> ResultT:

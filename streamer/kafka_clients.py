@@ -21,7 +21,7 @@ from kafka.net.compat import KafkaNetClient
 
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, ConfigError
-from streamer.kafka_connections import DIRECTLY, REFUSALS, make_client
+from streamer.kafka_connections import DIRECTLY, REFUSALS, UntrustedError, make_client
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 _LONGEST_FETCH_WAIT_MS: Final = 250  # how long the broker may hold a fetch when there is nothing to read
 _RECONNECT_AT_MOST_MS: Final = 1_000  # a restarted broker is found again within about a second
+METADATA_AGE_MS: Final = 10_000  # how long a topic that was deleted and created anew may pass for the old one
 _ASK_AGAIN_S: Final = 0.1
 _UNKNOWN_TOPIC: Final = 3  # error code UNKNOWN_TOPIC_OR_PARTITION
 
@@ -59,6 +60,7 @@ def open_consumer(config: KafkaConfig, *, group_id: str | None = None) -> KafkaC
         check_crcs=True,
         fetch_max_bytes=config.fetch_max_bytes,
         max_partition_fetch_bytes=max(1 << 16, config.fetch_max_bytes // 4),
+        metadata_max_age_ms=METADATA_AGE_MS,
         fetch_max_wait_ms=min(_LONGEST_FETCH_WAIT_MS, int(config.request_timeout_s * 500)),
     )
 
@@ -110,15 +112,15 @@ def broker_errors(config: KafkaConfig, doing: str) -> Iterator[None]:
         raise BrokerError(f"Kafka at {config.bootstrap_servers}: {error} while {doing}") from error
 
 
-def asked(config: KafkaConfig, doing: str, ask: Callable[[], T]) -> T:
-    """The answer to a question, asked again until ``request_timeout_s`` is over if the broker is not ready for it.
+def asked(config: KafkaConfig, doing: str, ask: Callable[[], T], timeout_s: float | None = None) -> T:
+    """The answer to a question, asked again for ``timeout_s`` (``request_timeout_s``) if the broker is not ready.
 
     A fresh broker has no group coordinator, and a restarted one no leaders, for a moment.
 
     Raises:
         BrokerError: if it does not answer in time, or refuses.
     """
-    deadline = time.monotonic() + config.request_timeout_s
+    deadline = time.monotonic() + (config.request_timeout_s if timeout_s is None else timeout_s)
     with broker_errors(config, doing):
         while True:
             try:
@@ -193,6 +195,8 @@ def _hush_kafka_python() -> None:
 
 def _cannot_connect(config: KafkaConfig, failure: Exception) -> BrokerError:
     where = f"Kafka at {config.bootstrap_servers}"
+    if isinstance(failure, UntrustedError):
+        return BrokerError(f"{where} is not trusted: {failure}; check kafka.ssl_cafile")
     if isinstance(failure, REFUSALS):
         return BrokerError(
             f"{where} refused {config.sasl_username}: {failure}; check kafka.sasl_username and sasl_password"

@@ -6,18 +6,24 @@ place: a new kafka-python is tried against the tests of this module's behaviour 
 
 from __future__ import annotations
 
+import ssl
 import time
-from typing import Any
+from typing import Any, Final
 
-from kafka.errors import AuthorizationError, KafkaConnectionError, SaslAuthenticationFailedError
+from kafka.errors import AuthorizationError, KafkaConnectionError, KafkaError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport
 
-REFUSALS = (SaslAuthenticationFailedError, AuthorizationError)
-DIRECTLY = "direct://"
+
+class UntrustedError(KafkaError):  # type: ignore[misc]  # kafka-python ships no types
+    """The broker's certificate is not of an authority we trust, or not for the name we called."""
+
+
+REFUSALS: Final = (SaslAuthenticationFailedError, AuthorizationError, UntrustedError)
+DIRECTLY: Final = "direct://"
 
 
 class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships no types
@@ -47,7 +53,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     failure: Exception | None = None
 
     def get_connection(self, node_id: Any, **options: Any) -> Any:
-        """Give up when credentials are refused before anything ever worked.
+        """Give up when one side refused the other before anything ever worked.
 
         kafka-python tries again until its time is over, and then says only that it is over.
         """
@@ -58,7 +64,8 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         return connection
 
     def _remember(self, failure: Exception) -> None:
-        self.failure = failure
+        if not isinstance(self.failure, REFUSALS):  # which tells more than the timeout that may follow it
+            self.failure = failure
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
         """Give a TLS handshake its deadline, and close the socket when it fails.
@@ -75,7 +82,8 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
             await self.wait_for(self.call_soon(transport.handshake), left_ms)
         except Exception as error:
             transport.abort(error)
-            raise KafkaConnectionError(f"TLS handshake failed: {error}") from error
+            kind = UntrustedError if isinstance(error, ssl.SSLCertVerificationError) else KafkaConnectionError
+            raise kind(f"TLS handshake failed: {error}") from error
         return transport
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from indexer.batch import EventBatch, empty_engagements, empty_items
 from indexer.index import Index
 from indexer.pending import Expired
 from indexer.rebalance.compactor import Compactor, Round, out_of_bounds
-from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
-from schemas.errors import StoreError
+from schemas.errors import StoreError, UsageError
 from streamer.batching import Prepared
 from streamer.dead_letters import DeadLetterSink
 from streamer.decode import Decoder
@@ -24,6 +24,9 @@ from streamer.inbox import Inbox, InboxClosedError
 from streamer.metrics import Metrics
 from streamer.reader import Reader
 from streamer.sources.base import Partition, Source, Stream
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 log = structlog.get_logger(__name__)
 
@@ -96,9 +99,9 @@ class Pipeline:
         self.reader = Reader(source, decoder, model, self.inbox, config, to_end=to_end)
 
     def stop(self) -> None:
-        """Ask for a graceful end: what is queued is applied, synced and committed."""
+        """Ask for a graceful end: what is queued is applied, synced and committed. May be called by signal handlers."""
+        # Nothing but this flag: a handler runs in the middle of the writer's own code, which may hold any lock.
         self._asked_to_stop = True
-        self._end_threads()
 
     def _end_threads(self) -> None:
         self._stop.set()
@@ -110,10 +113,9 @@ class Pipeline:
         Raises:
             FacetstreamError: whatever reading, writing or rebalancing could not get over; the store stays consistent.
         """
-        self._sink.restore(self._index.view.totals.dead_letter_position)
-        stored = self._index.view.positions
-        positions = {partition: stored[name] for name, partition in self._partitions.items() if name in stored}
-        threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
+        starts = self._starts(self._index.view.positions), self._starts(self._index.view.totals.clocks)
+        self._restore_sink()
+        threads = [threading.Thread(target=self.reader.run, args=starts, name="reader", daemon=True)]
         if self._config.rebalance.enabled:
             threads.append(threading.Thread(target=self._rebalance, name="compactor", daemon=True))
         for thread in threads:
@@ -127,11 +129,31 @@ class Pipeline:
                 thread.join(self._config.writer.shutdown_s)
         if self._to_end and not self._asked_to_stop and self._config.rebalance.enabled:
             # A bounded run ends balanced; nobody else is left to do it.
-            self._index.compactor(self._config).run_until_idle(self._count)
+            compactor = self._index.compactor(self._config)
+            self._count(compactor.run_until_idle(stopped=lambda: self._asked_to_stop))
             self._unsynced = True
         self._sync()
         if not threads[0].is_alive():
             self._source.commit(self._durable())
+
+    def _starts(self, by_name: Mapping[str, int]) -> dict[Partition, int]:
+        """What the store holds for each partition of the source."""
+        for name, position in self._index.view.positions.items():
+            if position and name not in self._partitions:
+                raise UsageError(
+                    f"the store holds {position} records of {name}, which the source does not have; put it back, "
+                    "or start with an empty store"
+                )
+        return {partition: by_name[name] for name, partition in self._partitions.items() if name in by_name}
+
+    def _restore_sink(self) -> None:
+        stored = self._index.view.totals.dead_letter_position
+        self._sink.restore(stored)
+        if self._sink.position not in {None, stored}:
+            # Else a crash right after the first letters would leave nothing to cut them back to.
+            meta = self._index.view.meta
+            nothing = EventBatch(empty_items(meta.facets, meta.dim), empty_engagements())
+            self._index.writer.apply(nothing, lambda _: self._sink.position)
 
     def lag(self) -> dict[str, int]:
         """Records each partition is behind its end, as last asked."""
@@ -145,6 +167,8 @@ class Pipeline:
     def _write_until_end(self) -> None:
         while True:
             self.progress.turned_at = time.monotonic()
+            if self._asked_to_stop:
+                self._end_threads()
             # Once stopping, nobody splits any more: waiting for a split would never end.
             waits = self._config.rebalance.enabled and not self._stop.is_set() and self.compactor.overloaded()
             try:
@@ -163,13 +187,17 @@ class Pipeline:
 
     def _apply(self, prepared: Prepared) -> None:
         began = time.monotonic()
-        expired = self._expired(prepared)
-        letters = prepared.letters + [_letter_of(entry) for entry in expired]
-        if letters:
+        letters = prepared.letters
+
+        def set_aside(expired: list[Expired]) -> int | None:
             # Before the batch: a crash in between repeats a dead letter rather than losing one, and the file sink
             # is cut back to the stored position.
-            self._sink.write(letters)
-        applied = self._index.writer.apply(prepared.batch, expired, self._sink.position)
+            letters.extend(map(_letter_of, expired))
+            if letters:
+                self._sink.write(letters)
+            return self._sink.position
+
+        applied = self._index.writer.apply(prepared.batch, set_aside)
         self._unsynced = True
         now = time.monotonic()
         progress, metrics = self.progress, self.metrics
@@ -189,13 +217,6 @@ class Pipeline:
         if applied.items_stale:
             log.debug("items_stale", count=applied.items_stale)
         self._on_progress(progress)
-
-    def _expired(self, prepared: Prepared) -> list[Expired]:
-        pending, config = self._index.pending, self._config.pending
-        if not len(pending) and not len(prepared.batch.engagements):
-            return []
-        now = self._index.view.totals.stream_time_ms
-        return pending.expired(now - config.max_age_s * 1_000, config.max_count)
 
     def _sync(self) -> None:
         if self._unsynced:
@@ -243,7 +264,7 @@ class Pipeline:
         except StoreError:
             return  # raised on the writer's thread too, which ends the pipeline with it
         except Exception as error:  # noqa: BLE001  # a defect in planning: end the pipeline with it instead of looping
-            self._stop.set()
+            self._end_threads()
             self.inbox.end(error)
 
     def _count(self, done: Round) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from streamer.align import Aligner
 from streamer.batching import Prepared, cut, prepare
 from streamer.decode import Decoder
 from streamer.inbox import Inbox
 from streamer.sources.base import Partition, Source
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 log = structlog.get_logger(__name__)
 
@@ -63,18 +65,23 @@ class Reader:
         """Positions that are durable; committed to the source for lag tools at the next turn."""
         self._commit = positions
 
-    def run(self, positions: Mapping[Partition, int]) -> None:
-        """Thread body: read from ``positions`` on; what goes wrong reaches the writer through the inbox."""
+    def run(self, positions: Mapping[Partition, int], clocks: Mapping[Partition, int]) -> None:
+        """Thread body: read from ``positions`` on; what goes wrong reaches the writer through the inbox.
+
+        Args:
+            positions: next offset of each partition that was read before.
+            clocks: latest event time read of each of them, epoch milliseconds.
+        """
         try:
-            self._loop(positions)
+            self._loop(positions, clocks)
         except BaseException as error:  # noqa: BLE001  # handed to the writer, which raises it
             self._inbox.end(error)
         else:
             self._inbox.end()
 
-    def _loop(self, positions: Mapping[Partition, int]) -> None:
+    def _loop(self, positions: Mapping[Partition, int], clocks: Mapping[Partition, int]) -> None:
         partitions = self._source.partitions()
-        aligner = Aligner(partitions)
+        aligner = Aligner(partitions, clocks)
         self._read = {partition: positions.get(partition, 0) for partition in partitions}
         self._source.seek(positions)
         self.ends = self._source.end_offsets()
@@ -87,17 +94,14 @@ class Reader:
                 aligner.push(self._decoder.decode(records))
                 self._read[records.partition] = records.next_offset
             released = aligner.release(self._at_end())
-            if released:
-                blocked_since = time.monotonic()
-            elif aligner.waiting() and time.monotonic() - blocked_since > settings.align_wait_s:
+            if not released and aligner.waiting() and time.monotonic() - blocked_since > settings.align_wait_s:
                 # A partition lags but gives nothing: its leader may be gone. Going on beats standing still.
                 released = aligner.release(self._read.keys() - self._with_records(aligner))
-                blocked_since = time.monotonic()
-            elif not aligner.waiting():
-                blocked_since = time.monotonic()
             for parts in cut(released, self._config.writer.batch_records):
                 if not self._inbox.put(prepare(parts, self._model)):
                     return
+            if released or not aligner.waiting():
+                blocked_since = time.monotonic()  # after the writer took them: its time is not the partition's
             self._hold_back(aligner, paused)
             if self._commit is not None:
                 commit, self._commit = self._commit, None

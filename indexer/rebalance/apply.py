@@ -207,6 +207,7 @@ def _apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
         facet.leaves["centroid"][plan.target] = centroid
         facet.leaves["version"][plan.target] = record.version
         facet.leaves["state"][plan.target] = LeafState.NORMAL
+        facet.leaves["marked_size"][plan.target] = 0
         view.items["leaf"][members, number] = plan.target
         view.totals = totals
     return Outcome("merge", applied=True, moved=len(members))

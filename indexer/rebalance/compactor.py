@@ -76,14 +76,18 @@ class Compactor:
             moved=sum(o.moved for o in outcomes),
         )
 
-    def run_until_idle(self, progress: Callable[[Round], None] = lambda _: None) -> Round:
-        """Rounds until nothing is left to do; returns their sum.
+    def run_until_idle(
+        self, progress: Callable[[Round], None] = lambda _: None, stopped: Callable[[], bool] = lambda: False
+    ) -> Round:
+        """Rounds until nothing is left to do, or ``stopped`` between two of them; returns their sum.
 
         Raises:
             FacetstreamError: if the work does not end, which would be a defect.
         """
         total = Round()
         for _ in range(_MAX_ROUNDS):
+            if stopped():
+                return total
             done = self.round()
             if done.idle:
                 return total

@@ -12,7 +12,7 @@ import orjson
 import structlog
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -67,7 +67,7 @@ def set_up_logging(log: LogConfig) -> None:
     )
 
 
-def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], Table | str]) -> None:
+def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], RenderableType]) -> None:
     """Print a reply as JSON, or as the table it makes."""
     if as_json:
         document = reply.model_dump(mode="json", by_alias=True) if isinstance(reply, BaseModel) else reply

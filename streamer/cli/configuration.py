@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import textwrap
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,9 +15,11 @@ from schemas.artifact import ArtifactManifest
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.events import event_json_schema
+from schemas.settings import Setting
+from schemas.training import TrainingConfig
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, grid, settings, show
 
-_NAMES = Literal["event", "config", "artifact", "dead-letter", "replies"]
+_NAMES = Literal["event", "config", "training", "artifact", "dead-letter", "replies"]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,10 +31,17 @@ def register(app: typer.Typer) -> None:
 
 
 def config_show(
-    config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
+    toml: Annotated[bool, typer.Option("--toml", help="Print a configuration file with every key explained.")] = False,
+    config_file: ConfigFile = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Every key: its value, where the value comes from, and what it means. Secrets are masked."""
     rows = list(settings(config_file, data_dir, verbose).rows())
+    if toml:
+        sys.stdout.write(as_toml(rows))
+        return
 
     def plain(value: Any) -> Any:
         return value if isinstance(value, bool | int | float | str | type(None)) else str(value)
@@ -51,12 +63,30 @@ def config_show(
     show(document, as_json, table)
 
 
+def as_toml(rows: list[Setting]) -> str:
+    """A configuration file: each key with its meaning; those at their default are commented out."""
+    lines = ["# facetstream configuration. Precedence: flag > environment (FACETSTREAM_SECTION__KEY) > file > default."]
+    section = ""
+    for row in rows:
+        head, _, key = row.key.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", f"[{section}]"]
+        value = row.value if isinstance(row.value, bool | int | float | str | tuple | type(None)) else str(row.value)
+        written = json.dumps(list(value) if isinstance(value, tuple) else value)
+        lines += textwrap.wrap(row.description, 110, initial_indent="# ", subsequent_indent="# ")
+        unset = row.origin == "default" or value is None  # TOML has no null: a key without a value stays a comment
+        lines.append(f"{'# ' if unset else ''}{key} = {'' if value is None else written}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
 def schema(
     name: Annotated[_NAMES, typer.Argument(help="Which document.")] = "event",
 ) -> None:
     """Print the JSON Schema of what crosses a boundary."""
     documents: dict[str, Any] = {
         "config": Config,
+        "training": TrainingConfig,
         "artifact": ArtifactManifest,
         "dead-letter": DeadLetter,
     }

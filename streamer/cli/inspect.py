@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 from rich.table import Table
 
 from indexer import report
 from indexer.verify import verify as verify_store
-from model_runtime.runtime import FrozenModel
 from schemas.config import Config
-from schemas.events import ITEM_EVENT, ItemContent
 from schemas.replies import LagReply, LeavesReply, PartitionLag
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
 from streamer.daemon import open_source, running_daemon
-from streamer.generations import current_generation, model_path, open_for_reading, store_meta
+from streamer.generations import current_generation, model_path, open_for_reading, reencoder, store_meta
 from streamer.sources.kafka import read_lag
 
 
@@ -215,6 +210,8 @@ def verify(
     """Check invariants I1 to I7; exits 1 if one is violated."""
     found = config(config_file, data_dir, verbose)
     own = model_path(found.data_dir, current_generation(found.data_dir))
+    from model_runtime.runtime import FrozenModel  # noqa: PLC0415  # loads torch, which the other commands do without
+
     artifact = FrozenModel.load(model if model is not None else own) if model is not None or own.exists() else None
     lenient = running_daemon(found.data_dir) is not None if allow_unbalanced is None else allow_unbalanced
     with open_for_reading(found) as store:
@@ -242,13 +239,3 @@ def verify(
     show(reply, as_json, table)
     if not reply.ok:
         raise typer.Exit(1)
-
-
-def reencoder(model: FrozenModel) -> Callable[[list[bytes]], npt.NDArray[np.uint32]]:
-    """A function from the bytes of n stored events to (n, F) raw indices."""
-
-    def reencode(content: list[bytes]) -> npt.NDArray[np.uint32]:
-        events = [ITEM_EVENT.validate_json(value) for value in content]
-        return model.encode([event for event in events if isinstance(event, ItemContent)]).raw
-
-    return reencode

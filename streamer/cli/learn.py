@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from rich.console import Group
+from rich.progress import Progress
 
-from schemas.errors import UsageError
-from streamer.cli._context import AsJson, Verbose, config, progress_bar, show
+from schemas.errors import ConfigError, UsageError
+from schemas.events import parse_time_ms
+from schemas.training import TrainingConfig
+from streamer.cli._context import AsJson, Verbose, config, err, grid, progress_bar, show
 from streamer.importers.globo import import_globo
 from streamer.importers.movielens import import_movielens
+
+if TYPE_CHECKING:
+    from streamer.demo import DemoOutcome
 
 
 class DataSet(StrEnum):
@@ -23,13 +33,92 @@ class DataSet(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command()(demo)
     app.command("import")(import_)
+    app.command()(train)
+
+
+def demo(
+    workdir: Annotated[Path, typer.Option(help="Where to work; events and model are kept there.")] = Path("demo-work"),
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train anew although a model is there.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole main job on the shipped MovieLens data, without a broker."""
+    from streamer.demo import run_demo  # noqa: PLC0415  # loads torch, which most commands do without
+
+    config(None, None, verbose, log__level=None if verbose else "warning")
+    with progress_bar() as bar:
+        outcome = run_demo(workdir, retrain=retrain, stage=_stages(bar))
+    show(outcome.reply, as_json, lambda: _demo_tables(outcome, workdir))
+    if not outcome.reply.verify_.ok:
+        raise typer.Exit(1)
+
+
+def _stages(bar: Progress) -> Callable[[str, int | None], Callable[[int], None]]:
+    def stage(name: str, total: int | None) -> Callable[[int], None]:
+        err.print(f"- {name}", highlight=False)
+        task = bar.add_task(name, total=total)
+        return lambda count: bar.advance(task, count)
+
+    return stage
+
+
+def _demo_tables(outcome: DemoOutcome, workdir: Path) -> Group:
+    reply, titles = outcome.reply, outcome.titles
+
+    def name(item_id: str) -> str:
+        return titles.get(item_id, item_id)
+
+    summary = grid("\nWhat happened", "", "")
+    kept = f"{reply.training_seconds:.0f} s" if outcome.trained else f"kept from an earlier run ({workdir / 'model'})"
+    summary.add_row("training", kept)
+    records = f"{reply.items} items, {reply.engagements} engagements in {reply.seconds:.1f} s"
+    summary.add_row("streamed", f"{records} ({reply.items_per_second:.0f} records/s, rebalancing included)")
+    summary.add_row(
+        "freshness", f"p50 {reply.freshness_ms.p50:.0f} ms, p99 {reply.freshness_ms.p99:.0f} ms at full load"
+    )
+    summary.add_row("rebalanced", f"{reply.splits} splits, {reply.merges} merges")
+    verdict = "no violations" if reply.verify_.ok else f"{reply.verify_.violations_total} VIOLATIONS"
+    summary.add_row("verified", f"{verdict} in {reply.verify_.checked.postings} postings")
+
+    leaves = grid("\nPosting lists", "facet", "leaves", "bounds", "min", "p50", "p99", "max")
+    for row in outcome.stats.facets:
+        size = row.size
+        bounds = f"{row.bounds[0]}-{row.bounds[1]}"
+        leaves.add_row(
+            str(row.facet), str(row.leaves), bounds, str(size.min), str(size.p50), str(size.p99), str(size.max)
+        )
+
+    trigger = outcome.trigger
+    followed = grid(f"\n{name(trigger.item_id)} ({trigger.item_id})", "facet", "code", "leaf")
+    for facet in trigger.facets:
+        followed.add_row(str(facet.facet), str(tuple(facet.code)), str(facet.leaf))
+    answer = grid("\ngoes well with", "item", "score", "from facet, leaf")
+    for result in outcome.answer.results:
+        answer.add_row(name(result.item_id), f"{result.score:.3f}", f"{result.facet}, {result.leaf}")
+
+    recall: dict[str, Any] = reply.recall
+    columns = ("recall@100", "recall@500", "cold_recall@100", "scored_per_query")
+    title = f"\nRecall on the last fifth of the time ({recall['requests']} requests, pool {recall['pool']} films)"
+    measured = grid(title, "system", *columns, right=columns)
+    for system in recall["systems"]:
+        measured.add_row(
+            system["name"], *("-" if system[column] is None else f"{system[column]:g}" for column in columns)
+        )
+    data = workdir / "data"
+    more = (
+        f"\nLook around: facetstream stats --data-dir {data}\n"
+        f"             facetstream item {trigger.item_id} --data-dir {data}\n"
+        f"             facetstream query --item {trigger.item_id} -k 10 --data-dir {data}"
+    )
+    return Group(summary, leaves, followed, answer, measured, more)
 
 
 def import_(
     data_set: Annotated[DataSet, typer.Argument(help="Which data set.")],
     src: Annotated[Path, typer.Argument(help="Its directory or file.")],
-    out: Annotated[Path, typer.Argument(help="Event log directory to write.")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Event log directory to write.")],
     partitions: Annotated[int, typer.Option(min=1, help="Files per stream.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an event log that is there.")] = False,
     as_json: AsJson = False,
@@ -42,9 +131,60 @@ def import_(
     with progress_bar() as bar:
         task = bar.add_task("rows", total=None)
         convert = import_movielens if data_set is DataSet.MOVIELENS else import_globo
-        report = convert(src, out, progress=lambda n: bar.advance(task, n), partitions=partitions, overwrite=overwrite)
+        report = convert(
+            src, out_dir, progress=lambda n: bar.advance(task, n), partitions=partitions, overwrite=overwrite
+        )
     show(
         {name: getattr(report, name) for name in ("items", "updates", "engagements", "from_ms", "to_ms")},
         as_json,
-        lambda: f"{report.items} items, {report.updates} updates, {report.engagements} engagements -> {out}",
+        lambda: f"{report.items} items, {report.updates} updates, {report.engagements} engagements -> {out_dir}",
     )
+
+
+def train(
+    events: Annotated[Path, typer.Option(help="Event log directory.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Artifact directory to write.")],
+    until: Annotated[
+        str | None, typer.Option(help="Learn from events before this time only; RFC 3339 or epoch milliseconds.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="TOML with training settings; see `schema training`.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    codewords: Annotated[int | None, typer.Option(min=2, help="M, codewords per layer.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Co-train encoder and codebook on an event log, and export the artifact."""
+    from streamer.train import train_artifact  # noqa: PLC0415  # loads torch, which most commands do without
+
+    config(None, None, verbose)
+    try:
+        given = tomllib.loads(settings_file.read_text()) if settings_file is not None else {}
+        until_ms = None if until is None else parse_time_ms(int(until) if until.isdigit() else until)
+    except OSError as error:
+        raise ConfigError(f"training settings {settings_file} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"training settings {settings_file}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"--until: {error}") from None
+    flags = {"steps": steps, "codewords": codewords, "seed": seed}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        wanted = TrainingConfig.model_validate(given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"training settings: {where}: {problem['msg']} (given: {problem['input']!r})") from None
+    with progress_bar() as bar:
+        task = bar.add_task("steps", total=wanted.steps)
+        manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n))
+
+    def table() -> Group:
+        rows = grid(f"{manifest.name} {manifest.version} -> {out_dir}", "metric", "value", right=("value",))
+        for metric, value in sorted(manifest.metrics.items()):
+            rows.add_row(metric, f"{value:.4g}")
+        return Group(rows, "next: facetstream run --model " + str(out_dir))
+
+    show(manifest, as_json, table)

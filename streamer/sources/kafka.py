@@ -9,84 +9,37 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from kafka import TopicPartition
-from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, LeaderNotAvailableError, LogTruncationError, OffsetOutOfRangeError
-from kafka.protocol.consumer import IsolationLevel
 from kafka.structs import OffsetAndMetadata
 
-from schemas.errors import BrokerError, ConfigError
+from schemas.errors import BrokerError
 from streamer.kafka_clients import (
     asked,
     broker_errors,
     is_connected,
-    open_admin,
     open_consumer,
-    partition_counts,
+    topic_id,
 )
-from streamer.sources.base import Partition, Records, Stream
-from streamer.sources.kafka_batches import NOTHING, Batch, Columns, from_records, install, joined
+from streamer.sources.base import Partition, Records
+from streamer.sources.kafka_batches import Held, from_records, install
+from streamer.sources.kafka_partitions import PartitionLag, find_partitions, read_lag
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
-    from kafka import KafkaAdminClient
+    from schemas.config import Config
 
-    from schemas.config import Config, KafkaConfig
+__all__ = ["KafkaSource", "PartitionLag", "read_lag"]
 
 log = structlog.get_logger(__name__)
 
+_ASK_MS: Final = 2_000  # while reading, which the answer must not hold up
 _CLOSE_MS: Final = 2_000  # for the last commit, and for each client
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionLag:
-    """How far a group's commits are behind one partition.
-
-    Attributes:
-        beginning, end: offset of the first record kept, and after the last.
-        committed: what the group committed last; None if nothing.
-    """
-
-    partition: Partition
-    beginning: int
-    end: int
-    committed: int | None
-
-    @property
-    def lag(self) -> int:
-        """Records not committed yet."""
-        return self.end - max(self.beginning, self.committed or 0)
-
-
-@dataclass(slots=True)
-class _Held:
-    """Fetched records of a partition that no poll has taken yet; ``after`` is the offset after the last."""
-
-    waiting: deque[Batch | Columns]
-    after: int
-    columns: Columns = NOTHING
-
-    @property
-    def left(self) -> int:
-        """Records held; an upper bound, as a batch may hold some from before the wanted offset."""
-        return len(self.columns) + sum(map(len, self.waiting))
-
-    def take(self, wanted: int) -> Columns:
-        """Up to ``wanted`` records, fewer only if no more are held."""
-        parts: list[Columns] = []
-        while wanted > 0 and (self.columns or self.waiting):
-            if not self.columns:
-                self.columns = self.waiting.popleft().decode()
-            part, self.columns = self.columns.cut(0, wanted), self.columns.cut(wanted)
-            wanted -= len(part)
-            if part:
-                parts.append(part)
-        return joined(parts)
 
 
 class KafkaSource:
@@ -102,7 +55,7 @@ class KafkaSource:
 
     def __init__(self, config: Config) -> None:
         self._config = config.kafka
-        self._partitions = sorted(_find_partitions(config.kafka))
+        self._partitions = sorted(find_partitions(config.kafka))
         self._consumer = open_consumer(config.kafka)
         try:
             # Commits have a consumer of their own: one with a group can't read while the group's coordinator is away.
@@ -117,8 +70,11 @@ class KafkaSource:
         if not self._columnar:
             log.warning("kafka_slow_decoding", reason="this kafka-python does not look as expected")
         self._paused: set[Partition] = set()
-        self._held: dict[Partition, _Held] = {}
+        self._held: dict[Partition, Held] = {}
         self._next: dict[Partition, int] = {}
+        self._ends: dict[Partition, int] = {}
+        self._topic_ids: dict[str, UUID] = {}
+        self._missing: set[str] = set()
         self._connected = True
         self._commit_failed = False
         self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
@@ -136,6 +92,7 @@ class KafkaSource:
                 reset to what happens to be there, since records would be lost or applied twice without a word.
         """
         beginnings, ends = self._ask("beginning_offsets"), self._ask("end_offsets")
+        self._ends = ends
         for partition, offset in positions.items():
             if partition not in self._names:
                 raise BrokerError(
@@ -167,10 +124,20 @@ class KafkaSource:
     def end_offsets(self) -> dict[Partition, int]:
         """The offset after the last whole transaction of each partition, asked of the broker.
 
+        While the broker is away: what it said last, since an outage must not end the reading.
+
         Raises:
-            BrokerError: if it does not answer within ``kafka.request_timeout_s``.
+            BrokerError: if it does not answer and never did.
         """
-        return self._ask("end_offsets")
+        away = not self._connected and not is_connected(self._consumer)
+        if not (away and self._ends):
+            try:
+                self._ends = self._ask("end_offsets", _ASK_MS if self._ends else None)
+            except BrokerError as error:
+                if not self._ends:
+                    raise
+                log.warning("kafka_ends_not_known", error=str(error))
+        return dict(self._ends)
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """Stop returning and fetching records of these partitions, without losing position."""
@@ -240,10 +207,11 @@ class KafkaSource:
             log.warning("kafka_read_retried", error=str(error))
             return
         self._note_connection(bool(fetched))
+        self._check_topics()
         for partition, after in ahead.items():
             if after is not None and partition not in self._held and after > self._next[partition]:
                 parts = fetched.get(self._names[partition], [])
-                self._held[partition] = _Held(deque(parts if self._columnar else [from_records(parts)]), after)
+                self._held[partition] = Held(deque(parts if self._columnar else [from_records(parts)]), after)
 
     def _take(self, max_records: int) -> list[Records]:
         ready = self._ready()
@@ -277,13 +245,38 @@ class KafkaSource:
             event = "kafka_is_back" if connected else "kafka_is_away"
             log.warning(event, bootstrap_servers=self._config.bootstrap_servers)
 
-    def _ask(self, which: str) -> dict[Partition, int]:
-        timeout_ms = int(self._config.request_timeout_s * 1000)
-        with broker_errors(self._config, f"asking for {which.replace('_', ' ')}"):
+    def _check_topics(self) -> None:
+        """A topic deleted and made again starts at 0: going on at our offset would skip its first records silently.
+
+        Records of the new one may have been returned before this notices, within ``METADATA_AGE_MS``; as nothing of
+        the old one can be trusted any more, that does no further harm.
+        """
+        for topic in {partition.topic for partition in self._partitions}:
+            now = topic_id(self._consumer, topic)
+            if now is None:
+                if topic in self._topic_ids and topic not in self._missing:
+                    self._missing.add(topic)
+                    log.warning("kafka_topic_is_away", topic=topic, bootstrap_servers=self._config.bootstrap_servers)
+                continue
+            self._missing.discard(topic)
+            if self._topic_ids.setdefault(topic, now) != now:
+                raise BrokerError(
+                    f"topic {topic!r} at {self._config.bootstrap_servers} was deleted and created anew while it was "
+                    "read; what the store holds is from the old one: start with an empty store"
+                )
+
+    def _ask(self, which: str, limit_ms: int | None = None) -> dict[Partition, int]:
+        timeout_s = self._config.request_timeout_s if limit_ms is None else limit_ms / 1000
+
+        def ask() -> dict[TopicPartition, int]:
             try:
-                offsets = getattr(self._consumer, which)(list(self._keys), timeout_ms=timeout_ms)
+                keys, timeout_ms = list(self._keys), int(timeout_s * 1000)
+                found: dict[TopicPartition, int] = getattr(self._consumer, which)(keys, timeout_ms=timeout_ms)
             except KeyError as error:  # kafka-python's way to say that a partition has no leader now
                 raise LeaderNotAvailableError(str(error)) from error
+            return found
+
+        offsets = asked(self._config, f"asking for {which.replace('_', ' ')}", ask, timeout_s)
         return {partition: offsets[key] for key, partition in self._keys.items()}
 
     def _lost(self, error: OffsetOutOfRangeError) -> BrokerError:
@@ -304,53 +297,3 @@ class KafkaSource:
             f"topic {partition.topic} partition {partition.number}: the next offset to read is {offset}, but Kafka at "
             f"{self._config.bootstrap_servers} holds {beginning} to {end}: {why}"
         )
-
-
-def read_lag(config: Config) -> list[PartitionLag]:
-    """The distance of each partition's end from what the group committed, sorted by partition.
-
-    Raises:
-        BrokerError: if the broker does not answer, or a topic is missing.
-    """
-    admin = open_admin(config.kafka)
-    try:
-        partitions = sorted(_partitions_of(admin, config.kafka))
-        keys = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
-        group_id = config.kafka.group_id
-        doing = f"asking how far group {group_id!r} is"
-        beginnings = asked(config.kafka, doing, lambda: _offsets(admin, keys.values(), OffsetSpec.EARLIEST))
-        ends = asked(config.kafka, doing, lambda: _offsets(admin, keys.values(), OffsetSpec.LATEST))
-        wanted = {group_id: list(keys.values())}
-        group = asked(config.kafka, doing, lambda: admin.list_group_offsets(wanted)[group_id])
-        lags = []
-        for partition, key in keys.items():
-            committed = group[key].offset if key in group else -1
-            lags.append(PartitionLag(partition, beginnings[key], ends[key], committed if committed >= 0 else None))
-        return lags
-    finally:
-        admin.close()
-
-
-def _offsets(admin: KafkaAdminClient, keys: Iterable[TopicPartition], spec: OffsetSpec) -> dict[TopicPartition, int]:
-    found: dict[TopicPartition, Any] = admin.list_partition_offsets(
-        dict.fromkeys(keys, spec), isolation_level=IsolationLevel.READ_COMMITTED
-    )
-    return {key: answer.offset for key, answer in found.items()}
-
-
-def _find_partitions(config: KafkaConfig) -> list[Partition]:
-    admin = open_admin(config)
-    try:
-        return _partitions_of(admin, config)
-    finally:
-        admin.close()
-
-
-def _partitions_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Partition]:
-    topics = {config.items_topic: Stream.ITEMS, config.engagements_topic: Stream.ENGAGEMENTS}
-    if len(topics) == 1:
-        raise ConfigError(
-            f"kafka.items_topic and kafka.engagements_topic are both {config.items_topic!r}; give each its own"
-        )
-    counts = partition_counts(admin, config, list(topics))
-    return [Partition(stream, topic, n) for topic, stream in topics.items() for n in range(counts[topic])]

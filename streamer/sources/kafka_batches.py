@@ -25,6 +25,7 @@ from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import decode_varint
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterator, Sequence
 
     from kafka import KafkaConsumer
@@ -113,6 +114,38 @@ def joined(parts: Sequence[Columns]) -> Columns:
         [key for part in parts for key in part.keys],
         [value for part in parts for value in part.values],
     )
+
+
+@dataclass(slots=True)
+class Held:
+    """Fetched records of one partition that nobody has taken yet.
+
+    Attributes:
+        waiting: not decoded.
+        after: the offset after the last; further than one more than it where offsets have a gap.
+        columns: decoded.
+    """
+
+    waiting: deque[Batch | Columns]
+    after: int
+    columns: Columns = NOTHING
+
+    @property
+    def left(self) -> int:
+        """Records held; an upper bound, as a batch may hold some from before the wanted offset."""
+        return len(self.columns) + sum(map(len, self.waiting))
+
+    def take(self, wanted: int) -> Columns:
+        """Up to ``wanted`` records, fewer only if no more are held."""
+        parts: list[Columns] = []
+        while wanted > 0 and (self.columns or self.waiting):
+            if not self.columns:
+                self.columns = self.waiting.popleft().decode()
+            part, self.columns = self.columns.cut(0, wanted), self.columns.cut(wanted)
+            wanted -= len(part)
+            if part:
+                parts.append(part)
+        return joined(parts)
 
 
 def from_records(records: Sequence[Any]) -> Columns:

@@ -1,0 +1,191 @@
+"""Freshness: from a producer's ``send`` to the item being retrievable, through a real broker at a stated rate.
+
+    python -m benchmarks.freshness [--size N] [--rate R] [--repeats R] [--json]
+
+A producer in a process of its own sends ``--size`` new items at ``--rate`` a second, one by one on schedule (acks=all,
+linger 5 ms), to one partition; the real daemon, in another process with all its defaults, follows the topics on an
+index that already holds as many items. Two loads: items alone, and items with as many engagements.
+
+An item's latency runs from just before ``send`` is called to just after the batch with it is in the live view, where
+its vectors, its posting in each facet and its id are visible at once to every query. The daemon notes the time after
+each batch; as there is one partition, the offset that the broker confirmed tells the batch. All items are measured, with
+the machine's one monotonic clock in both processes. That is more precise than polling over HTTP, and does not take the
+daemon's time. Whether it is also true is checked from outside: meanwhile a few *twins*, items with the content of one
+that is there, are sent and the daemon is asked over HTTP, every 5 ms, for what is near the original, until the twin is
+among the results. Twins' latencies contain the polling and the query itself.
+
+The peer is the floor under any consumer: the same source polled in a loop that does nothing with the records.
+
+Units: milliseconds. "late" is how far behind schedule sends were called: where it is large, the machine could not keep
+the stated rate, and the load was burstier than intended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import orjson
+
+from benchmarks import watched, whole
+from benchmarks.apart import Answer, Apart, ApartError
+from benchmarks.broker import broker, fresh_topics, produce
+from benchmarks.load import engagement_lines, item_id, item_lines, write_log
+from benchmarks.options import Options, main, say
+from benchmarks.report import Result
+from schemas.config import Config
+from streamer.kafka_clients import open_producer
+
+SIZE: Final = 40_000
+RATE: Final = 2_000.0
+LINGER_MS: Final = 5
+PERCENTILES: Final = (50.0, 99.0, 99.9)
+LOADS: Final = ("items", "items and engagements")
+_TWIN_EVERY_S: Final = 0.5
+_ASK_EVERY_S: Final = 0.005
+_DEADLINE_S: Final = 120.0
+
+
+def run(options: Options) -> Result:
+    """Measure both loads, the daemon and the floor in turn."""
+    n, rate = options.size, options.extra["rate"]
+    result = Result(
+        "freshness",
+        {"items": n, "items_before": n, "rate": rate, "linger_ms": LINGER_MS, "repeats": options.repeats},
+    )
+    with broker(wanted=options.broker) as (bootstrap, why_not):
+        if bootstrap is None:
+            result.skip("all", why_not)
+            return result
+        whole.make_model(options.workdir)
+        for load in LOADS:
+            for repeat in range(options.repeats):
+                say(f"{load}, {repeat + 1} of {options.repeats}: {n} items at {rate:g}/s, daemon and floor")
+                _measure(result, options, bootstrap, load, repeat)
+    for load in LOADS:
+        for percentile in PERCENTILES:
+            result.ratio(f"ours / floor, p{percentile:g}, {load}", *(f"{load}: {s}, p{percentile:g}" for s in _SYSTEMS))
+    result.goal("p50 ms", result.median("items: produce -> retrievable, p50"), "at most", 100)
+    result.goal("p99 ms", result.median("items: produce -> retrievable, p99"), "at most", 500)
+    return result
+
+
+_SYSTEMS: Final = ("produce -> retrievable", "produce -> polled (floor)")
+
+
+def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat: int) -> None:
+    n, folder = options.size, options.workdir / f"{load.replace(' ', '-')}-{repeat}"
+    folder.mkdir()
+    kafka = fresh_topics(bootstrap, 1)
+    produce(write_log(folder / "before", item_lines(n), []), kafka)
+    config = whole.settings(options.workdir, None, kafka) | {"data_dir": str(folder / "data")}
+    send = {"kafka": kafka, "rate": options.extra["rate"], "linger_ms": LINGER_MS}
+    if load != "items":
+        send["engagement_lines"] = _written(folder / "engagements", engagement_lines(n, n, after=2 * n))
+
+    with Apart(watched.daemon, {"config": config}, {}) as daemon:
+        url = _address(Path(config["data_dir"]), daemon)
+        _until(lambda: _status(url)["items_live"] >= n, daemon)
+        lines = _written(folder / "lines", item_lines(n, first=n))
+        with Apart(watched.producer, send | {"lines": lines, "first": n}, {}) as producer:
+            twins = _twins(url, kafka, n, producer)
+            sent = producer.answer()
+        _until(lambda: _status(url)["items_live"] >= 2 * n + len(twins), daemon)
+        daemon.stop()
+        seen = daemon.answer()
+    _add(result, load, _SYSTEMS[0], _latencies(sent, seen))
+    if twins:
+        result.add(f"{load}: twin, produce -> in a query's results, p50", "ms", float(np.median(twins)))
+        result.details.setdefault(f"{load}: twins, ms", []).extend(round(ms, 2) for ms in twins)
+    result.add(f"{load}: producer late, p99", "ms", float(np.percentile(sent["late_ms"], 99)))
+
+    ready = folder / "ready"
+    with Apart(watched.consumer, {"config": config, "ready": str(ready)}, {}) as consumer:
+        _until(ready.exists, consumer)
+        lines = _written(folder / "lines", item_lines(n, first=2 * n))
+        with Apart(watched.producer, send | {"lines": lines, "first": 2 * n}, {}) as producer:
+            sent = producer.answer()
+        consumer.stop()
+        seen = consumer.answer()
+    _add(result, load, _SYSTEMS[1], _latencies(sent, seen))
+
+
+def _latencies(sent: Answer, seen: Answer) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(n,) milliseconds from each send to the first mark that counts its record."""
+    at, count = np.array(seen["marks"], np.int64).T
+    first = np.searchsorted(count, np.array(sent["offsets"], np.int64), side="right")
+    return np.asarray((at[first] - np.array(sent["sent"], np.int64)) / 1e6)
+
+
+def _add(result: Result, load: str, system: str, latencies: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    for percentile in PERCENTILES:
+        result.add(f"{load}: {system}, p{percentile:g}", "ms", float(np.percentile(latencies, percentile)))
+
+
+def _twins(url: str, kafka: dict[str, Any], before: int, producer: Apart) -> list[float]:
+    """Latencies in milliseconds of twins sent while the producer runs, as somebody who asks over HTTP sees them."""
+    config = Config.model_validate({"kafka": kafka}).kafka
+    originals = [orjson.loads(line) for line in item_lines(before)[:1_000]]
+    out = open_producer(config)
+    found: list[float] = []
+    try:
+        for number, content in enumerate(originals):
+            started = time.monotonic()
+            if not producer.running():
+                break
+            twin = content | {"item_id": f"twin-{number}"}
+            out.send(config.items_topic, orjson.dumps(twin), twin["item_id"].encode())
+            question = {"items": [item_id(number)], "k": 50}
+            while twin["item_id"] not in {row["item_id"] for row in _post(url, question)["results"]}:
+                if time.monotonic() - started > _DEADLINE_S:
+                    raise ApartError(f"{twin['item_id']} was not found within {_DEADLINE_S:g} s")
+                time.sleep(_ASK_EVERY_S)
+            found.append((time.monotonic() - started) * 1_000)
+            time.sleep(max(0.0, started + _TWIN_EVERY_S - time.monotonic()))
+    finally:
+        out.close(timeout=5)
+    return found
+
+
+def _written(path: Path, lines: list[bytes]) -> str:
+    path.write_bytes(b"\n".join(lines))
+    return str(path)
+
+
+def _address(data_dir: Path, daemon: Apart) -> str:
+    state = data_dir / "daemon.json"
+    _until(state.exists, daemon)
+    return str(json.loads(state.read_text())["url"])
+
+
+def _status(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:  # noqa: S310  # our daemon, on loopback
+        found: dict[str, Any] = orjson.loads(answer.read())
+    return found
+
+
+def _post(url: str, document: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(f"{url}/query", orjson.dumps(document))  # noqa: S310  # as above
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  # as above
+        found: dict[str, Any] = orjson.loads(answer.read())
+    return found
+
+
+def _until(condition: Callable[[], bool], process: Apart) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        if not process.running():
+            raise ApartError("the process that was waited for has ended")
+        if time.monotonic() > deadline:
+            raise ApartError(f"nothing after {_DEADLINE_S:g} s")
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    extra = {"rate": (RATE, "items produced a second")}
+    raise SystemExit(main(__doc__, run, size=SIZE, extra=extra))

@@ -1,0 +1,146 @@
+"""Made-up events that look like real ones: film-like titles of rare and common words, and skewed engagements.
+
+The same arguments give the same bytes. Events are one second apart in event time, engagements after all items, so that
+an ingestion run measures one kind of event at a time and nothing has to wait for its item.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from streamer.eventlog_writer import EventLogWriter
+from streamer.sources.base import Stream
+
+START_MS: Final = 1_500_000_000_000
+_STEP_MS: Final = 1_000
+_WORDS: Final = 20_000
+_CATEGORIES: Final = 20
+_USERS: Final = 10_000
+_CROWD_WORDS: Final = 6
+_AT_ONCE: Final = 8_192
+
+I64 = npt.NDArray[np.int64]
+
+
+def item_id(number: int) -> str:
+    """Id of the n-th item."""
+    return f"item-{number:07d}"
+
+
+def item_lines(count: int, *, first: int = 0, seed: int = 0) -> list[bytes]:
+    """Creation events of items ``first`` to ``first + count - 1``, about 230 bytes each.
+
+    Titles have three to five words with Zipf frequencies over 20,000 (exponent 1), items one to three of 20 categories,
+    a creator, a language and two attributes. Another ``count`` gives other items, not more of the same.
+    """
+    rng = np.random.default_rng([seed, first])
+    words = _vocabulary()
+    picks = _zipf(rng, _WORDS, (count, 5))
+    lengths = rng.integers(3, 6, count)
+    return _items(first, rng, [" ".join(words[at] for at in row[:n]) for row, n in _rows(picks, lengths)])
+
+
+def crowd_lines(count: int, *, first: int, seed: int = 0) -> list[bytes]:
+    """Creation events of a flash crowd: all titles made of the same six words, all items of the same two categories."""
+    rng = np.random.default_rng([seed, first])
+    words = _vocabulary()[100 : 100 + _CROWD_WORDS]
+    picks = rng.integers(0, _CROWD_WORDS, (count, 5))
+    lengths = rng.integers(3, 6, count)
+    titles = [" ".join(words[at] for at in row[:n]) for row, n in _rows(picks, lengths)]
+    return _items(first, rng, titles, categories=["category-3", "category-7"])
+
+
+def engagement_lines(count: int, items: int, *, seed: int = 0, after: int | None = None) -> list[bytes]:
+    """Engagements with ``items`` items, Zipf (exponent 1) over them: three ratings to one click, about 150 bytes each.
+
+    Args:
+        count: how many.
+        items: items they go to.
+        seed: of the draw.
+        after: they happen after that many items; by default after all.
+    """
+    rng = np.random.default_rng([seed, 1, count])
+    popular = rng.permutation(items)
+    target = popular[_zipf(rng, items, (count,))].tolist()
+    users = rng.integers(0, _USERS, count).tolist()
+    rated = (rng.random(count) < 0.75).tolist()
+    stars = (rng.integers(1, 11, count) / 2).tolist()
+    begin = START_MS + _STEP_MS * (items if after is None else after)
+    return [
+        orjson.dumps(
+            {
+                "type": "engagement",
+                "schema_version": 1,
+                "event_id": f"e{number}",
+                "user_id": f"user-{users[number]}",
+                "item_id": item_id(target[number]),
+                "occurred_at": begin + number * _STEP_MS,
+                **({"kind": "rating", "value": stars[number]} if rated[number] else {"kind": "click"}),
+            }
+        )
+        for number in range(count)
+    ]
+
+
+def write_log(path: Path, items: list[bytes], engagements: list[bytes]) -> Path:
+    """An event log of one partition per stream."""
+    with EventLogWriter(path) as log:
+        for stream, lines in ((Stream.ITEMS, items), (Stream.ENGAGEMENTS, engagements)):
+            for start in range(0, len(lines), _AT_ONCE):
+                log.write_lines(stream, lines[start : start + _AT_ONCE])
+    return path
+
+
+def _items(
+    first: int, rng: np.random.Generator, titles: list[str], categories: list[str] | None = None
+) -> list[bytes]:
+    count = len(titles)
+    labels = rng.integers(0, _CATEGORIES, (count, 3))
+    chosen = [
+        [f"category-{label}" for label in dict.fromkeys(row[:n])]
+        for row, n in _rows(labels, rng.integers(1, 4, count))
+    ]
+    creators = _zipf(rng, 2_000, (count,)).tolist()
+    years = rng.integers(1950, 2020, count).tolist()
+    lines = []
+    for row, title in enumerate(titles):
+        event: dict[str, Any] = {
+            "type": "item.created",
+            "schema_version": 1,
+            "item_id": item_id(first + row),
+            "occurred_at": START_MS + (first + row) * _STEP_MS,
+            "title": f"{title} ({years[row]})",
+            "categories": chosen[row] if categories is None else categories,
+            "creator_id": f"creator-{creators[row]}",
+            "language": "en",
+            "attributes": {"year": str(years[row]), "decade": f"{years[row] // 10}0s"},
+        }
+        lines.append(orjson.dumps(event))
+    return lines
+
+
+def _rows(table: I64, lengths: I64) -> list[tuple[list[int], int]]:
+    return list(zip(table.tolist(), lengths.tolist(), strict=True))
+
+
+def _zipf(rng: np.random.Generator, size: int, shape: tuple[int, ...]) -> I64:
+    """Ranks from 0 with probability proportional to 1 / (rank + 1)."""
+    cumulative = np.cumsum(1 / np.arange(1, size + 1))
+    return np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]).astype(np.int64)
+
+
+def _vocabulary() -> list[str]:
+    """20,000 distinct pseudo-words of three to nine letters."""
+    rng = np.random.default_rng(7)
+    vowels, consonants = "aeiou", "bcdfghjklmnprstvwz"
+    found: dict[str, None] = {}
+    while len(found) < _WORDS:
+        length = int(rng.integers(3, 10))
+        picks = rng.integers(0, 1 << 30, length).tolist()
+        found["".join((vowels if at % 2 else consonants)[pick % (5 if at % 2 else 18)] for at, pick in enumerate(picks))] = None
+    return list(found)

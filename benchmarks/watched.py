@@ -1,0 +1,114 @@
+"""Processes of the freshness benchmark: a producer at a steady rate, and consumers that note when they had what.
+
+All note ``time.monotonic_ns``, one clock for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks.apart import Answer
+from benchmarks.load import item_id
+from schemas.config import Config
+from streamer.daemon import open_source, run_daemon
+from streamer.kafka_clients import open_producer
+from streamer.pipeline import Progress
+from streamer.sources.base import Stream
+
+
+def daemon(*, config: dict[str, Any]) -> Answer:
+    """The daemon itself, until SIGTERM.
+
+    Returns:
+        ``marks``: after each batch, when it was in the live view and how many item events were applied by then.
+    """
+    marks: list[tuple[int, int]] = []
+
+    def note(progress: Progress) -> None:
+        marks.append((time.monotonic_ns(), progress.items))
+
+    run_daemon(Config.model_validate(config), on_progress=note)
+    return {"marks": marks}
+
+
+def consumer(*, config: dict[str, Any], ready: str) -> Answer:
+    """The floor: polls the same topics from their ends with the same source and does nothing with what comes.
+
+    Args:
+        config: names broker and topics.
+        ready: file to make once it reads.
+
+    Returns:
+        ``marks``: after each poll, when it returned and how many item records were read by then.
+    """
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    marks: list[tuple[int, int]] = []
+    source = open_source(Config.model_validate(config), follow=True)
+    ends = source.end_offsets()
+    source.seek(ends)
+    read = sum(end for partition, end in ends.items() if partition.stream is Stream.ITEMS)
+    Path(ready).touch()
+    while not stopped.is_set():
+        for records in source.poll(4_096, 0.05):
+            if records.partition.stream is Stream.ITEMS:
+                read += len(records)
+                marks.append((time.monotonic_ns(), read))
+    source.close()
+    return {"marks": marks}
+
+
+def producer(
+    *,
+    kafka: dict[str, Any],
+    lines: str,
+    first: int,
+    rate: float,
+    linger_ms: int,
+    engagement_lines: str | None = None,
+) -> Answer:
+    """Send items one by one, each when its time has come; with each item an engagement, if given any.
+
+    Args:
+        kafka: broker and topics.
+        lines: file of item events.
+        first: number of the first of them, as in its id.
+        rate: items a second.
+        linger_ms: how long the producer gathers records before it sends them.
+        engagement_lines: file of engagements with items that are there.
+
+    Returns:
+        ``sent``: when each item's send was called; ``offsets``: what the broker answered; ``late_ms``: how far behind
+        schedule each send was.
+    """
+    config = Config.model_validate({"kafka": kafka}).kafka
+    events = Path(lines).read_bytes().splitlines()
+    engagements = Path(engagement_lines).read_bytes().splitlines() if engagement_lines is not None else []
+    out = open_producer(config, linger_ms=linger_ms)
+    sent: list[int] = []
+    futures = []
+    try:
+        begin = time.monotonic_ns() + 200_000_000  # connected by then
+        for number, line in enumerate(events):
+            due = begin + int(number / rate * 1e9)
+            while (wait := due - time.monotonic_ns()) > 0:
+                time.sleep(wait / 1e9)
+            sent.append(time.monotonic_ns())
+            futures.append(out.send(config.items_topic, line, item_id(first + number).encode()))
+            if number < len(engagements):
+                out.send(config.engagements_topic, engagements[number])
+        out.flush(60)
+        offsets = [future.value.offset for future in futures]
+    finally:
+        out.close(timeout=5)
+    late = [(at - begin - int(number / rate * 1e9)) / 1e6 for number, at in enumerate(sent)]
+    return {"sent": sent, "offsets": offsets, "late_ms": late}

@@ -1,0 +1,120 @@
+"""The system under test: the whole pipeline over one or more bounded sources, timed phase by phase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from benchmarks.apart import Answer, settle_heap
+from indexer.index import Index
+from indexer.verify import verify
+from model_runtime.runtime import FrozenModel
+from schemas.config import Config
+from streamer.daemon import open_sink, open_source
+from streamer.generations import load_model, open_index, store_meta
+from streamer.pipeline import Pipeline, Progress
+
+
+class Phase(TypedDict):
+    """One run of the pipeline.
+
+    Attributes:
+        records: applied.
+        applied_s: from the start of reading to the last record being retrievable.
+        idle_s: from there until every leaf is within bounds or marked and everything is on disk.
+        cpu_s: processor seconds of the process meanwhile.
+        largest: the largest leaf ever seen after a batch, in multiples of B_upp.
+    """
+
+    records: int
+    applied_s: float
+    idle_s: float
+    cpu_s: float
+    splits: int
+    merges: int
+    largest: float
+
+
+def settings(
+    workdir: Path, log: Path | None, kafka: dict[str, Any] | None = None, **sections: dict[str, Any]
+) -> dict[str, Any]:
+    """A configuration as a JSON-able document: store and model below ``workdir``, events from ``log`` or Kafka."""
+    source = {"kind": "kafka"} if log is None else {"kind": "eventlog", "path": str(log)}
+    return {
+        "data_dir": str(workdir / "data"),
+        "model": {"path": str(workdir / "model"), "threads": 1},
+        "source": source,
+        "kafka": kafka or {},
+        "http": {"port": 0},
+        **sections,
+    }
+
+
+def make_model(workdir: Path) -> Path:
+    """The model of all benchmarks: untrained, F = 3, L = 2, M = 256, d = 64, one torch thread."""
+    path = workdir / "model"
+    if not path.exists():
+        FrozenModel.untrained(codewords=256, threads=1).save(path)
+    return path
+
+
+def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
+    """Run the pipeline over each phase's configuration to its source's end, on one store.
+
+    Args:
+        phases: configurations, as :func:`settings` makes them; all with the same store.
+        check: verify the store at the end, untimed.
+
+    Returns:
+        ``phases``: a :class:`Phase` each; with ``check`` also ``verify``.
+    """
+    configs = [Config.model_validate(phase) for phase in phases]
+    model = load_model(configs[0])
+    answer: Answer = {}
+    with open_index(configs[0], model) as index:
+        answer["phases"] = [_run(config, model, index) for config in configs]
+        answer["leaves"] = [len(facet.alive()) for facet in index.view.facets]
+        answer["bounds"] = list(index.view.totals.bounds)
+        if check:
+            answer["verify"] = verify_store(configs[0], model, index)
+    return answer
+
+
+def verify_store(config: Config, model: FrozenModel, index: Index) -> dict[str, Any]:
+    """The verdict of ``facetstream verify`` on an open index, without encoding anew."""
+    meta = store_meta(model.manifest, index.view.meta.generation, config.counters.half_lives_s)
+    return verify(index.store, expected=meta).model_dump(mode="json")
+
+
+def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
+    source, sink = open_source(config, follow=False), open_sink(config)
+    largest = 0.0
+
+    def look(_progress: Progress) -> None:
+        nonlocal largest
+        view = index.view
+        # On the writer's own thread, which alone changes the view.
+        largest = max(largest, *(facet.sizes().max(initial=0) / view.totals.bounds[1] for facet in view.facets))
+
+    before = index.view.totals
+    try:
+        pipeline = Pipeline(index, source, sink, model, config, to_end=True, on_progress=look)
+        settle_heap()
+        cpu, start = time.process_time(), time.monotonic()
+        pipeline.run()
+        end, cpu = time.monotonic(), time.process_time() - cpu
+    finally:
+        sink.close()
+        source.close()
+    after, progress = index.view.totals, pipeline.progress
+    return Phase(
+        records=progress.records,
+        applied_s=progress.applied_at - start,
+        idle_s=end - progress.applied_at,
+        cpu_s=cpu,
+        splits=after.splits - before.splits,
+        merges=after.merges - before.merges,
+        largest=round(float(largest), 3),
+    )

@@ -1,0 +1,1 @@
+"""Frozen encoder and multifaceted codebook: load, encode, assign; training/ builds the artifact."""

@@ -1,0 +1,228 @@
+"""A model artifact on disk: written whole or not at all, read only when all of it is as its manifest says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as tensors_from_bytes
+from safetensors.numpy import save as tensors_to_bytes
+
+from model_runtime import fixed_point as fx
+from model_runtime.encoder import EncoderShape, weight_grid
+from schemas.artifact import ArtifactManifest, FacetLabel, TrainingWindow
+from schemas.errors import ArtifactError
+
+Float32Array = npt.NDArray[np.float32]
+
+MANIFEST: Final = "manifest.json"
+ENCODER: Final = "encoder.safetensors"
+CODEBOOK: Final = "codebook.safetensors"
+FORMAT_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A manifest with the arrays it describes.
+
+    Attributes:
+        manifest: names the SHA-256 of each file.
+        encoder: weights by name, float32 on the frozen encoder's grid.
+        codewords: (F, L, M, d) float32 on the codeword grid.
+    """
+
+    manifest: ArtifactManifest
+    encoder: dict[str, Float32Array]
+    codewords: Float32Array
+
+
+def shape_of(manifest: ArtifactManifest) -> EncoderShape:
+    """The encoder that a manifest describes.
+
+    Raises:
+        ArtifactError: a width is too large to compute exactly.
+    """
+    try:
+        return EncoderShape(manifest.features, manifest.facets, manifest.dim, manifest.token_dim, manifest.hidden)
+    except ValueError as error:
+        raise ArtifactError(f"manifest of model {manifest.name!r}: {error}") from error
+
+
+def assemble(
+    *,
+    name: str,
+    version: str,
+    shape: EncoderShape,
+    encoder: dict[str, Float32Array],
+    codewords: Float32Array,
+    labels: tuple[FacetLabel, ...],
+    window: TrainingWindow,
+    metrics: dict[str, float],
+) -> Artifact:
+    """An artifact of grid weights, with the hashes its files will have."""
+    facets, layers, size, dim = codewords.shape
+    files = {ENCODER: tensors_to_bytes(encoder), CODEBOOK: tensors_to_bytes({"codewords": codewords})}
+    manifest = ArtifactManifest(
+        name=name,
+        version=version,
+        facets=facets,
+        layers=layers,
+        codewords=size,
+        dim=dim,
+        token_dim=shape.token_dim,
+        hidden=shape.hidden,
+        features=shape.features,
+        labels=labels,
+        window=window,
+        metrics=metrics,
+        files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+    )
+    return Artifact(manifest, encoder, codewords)
+
+
+def with_metrics(artifact: Artifact, metrics: dict[str, float]) -> Artifact:
+    """The same model with further figures in its manifest; its hashes do not change."""
+    manifest = artifact.manifest.model_copy(update={"metrics": {**artifact.manifest.metrics, **metrics}})
+    return replace(artifact, manifest=manifest)
+
+
+def save(artifact: Artifact, directory: Path) -> None:
+    """Write the artifact beside its place, sync it, and rename it there: no reader ever sees half of one.
+
+    An artifact that is already there is replaced; anything else of that name is left alone.
+
+    Raises:
+        ArtifactError: the place is taken by something else, or cannot be written.
+    """
+    files = {
+        ENCODER: tensors_to_bytes(artifact.encoder),
+        CODEBOOK: tensors_to_bytes({"codewords": artifact.codewords}),
+        MANIFEST: (artifact.manifest.model_dump_json(indent=2) + "\n").encode(),
+    }
+    if _is_something_else(directory):
+        raise ArtifactError(f"{directory} exists and is no model artifact; give another place or remove it")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        try:
+            aside.chmod(0o755)  # mkdtemp's 0o700 would lock out a daemon that runs as another user
+            for file, content in files.items():
+                with (aside / file).open("wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            _sync_directory(aside)
+            if directory.exists():
+                directory.rename(aside / "replaced")
+            aside.rename(directory)
+            shutil.rmtree(directory / "replaced", ignore_errors=True)
+            _sync_directory(directory.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise ArtifactError(
+            f"model artifact {directory} cannot be written: {error}; check space and permissions"
+        ) from error
+
+
+def _is_something_else(directory: Path) -> bool:
+    if not directory.is_dir():
+        return directory.exists()
+    return not (directory / MANIFEST).is_file() and any(directory.iterdir())
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(directory: Path) -> Artifact:
+    """Read an artifact and check all of it.
+
+    Raises:
+        ArtifactError: says which file is missing, altered or does not fit, with what was found and expected.
+    """
+    manifest = _read_manifest(directory)
+    shape = shape_of(manifest)
+    encoder = _read_tensors(directory, ENCODER, manifest, shape.weights())
+    book_shape = (manifest.facets, manifest.layers, manifest.codewords, manifest.dim)
+    codewords = _read_tensors(directory, CODEBOOK, manifest, {"codewords": book_shape})["codewords"]
+    for name, values in encoder.items():
+        _check_grid(directory / ENCODER, name, values, *weight_grid(name))
+    _check_grid(directory / CODEBOOK, "codewords", codewords, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+    return Artifact(manifest, encoder, codewords)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(f"model artifact: {path} is missing; train a model or copy the whole directory") from error
+    except OSError as error:
+        raise ArtifactError(f"model artifact: {path} cannot be read: {error}") from error
+
+
+def _read_manifest(directory: Path) -> ArtifactManifest:
+    path = directory / MANIFEST
+    try:
+        document = json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no JSON: {error}") from error
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if found != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format_version {found!r}, this program reads {FORMAT_VERSION}; train the model again"
+        )
+    try:
+        return ArtifactManifest.model_validate_json(json.dumps(document))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'manifest'}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ArtifactError(f"{path} is no valid manifest: {faults}") from error
+
+
+def _read_tensors(
+    directory: Path, file: str, manifest: ArtifactManifest, expected: dict[str, tuple[int, ...]]
+) -> dict[str, Float32Array]:
+    path = directory / file
+    content = _read_bytes(path)
+    if file not in manifest.files:
+        raise ArtifactError(f"{directory / MANIFEST} names no hash for {file}; the manifest is incomplete")
+    found_hash = hashlib.sha256(content).hexdigest()
+    if found_hash != manifest.files[file]:
+        raise ArtifactError(
+            f"{path} has SHA-256 {found_hash}, the manifest says {manifest.files[file]}; "
+            "the file was altered or belongs to another model"
+        )
+    try:
+        tensors = tensors_from_bytes(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} is no readable safetensors file: {error}") from error
+    if set(tensors) != set(expected):
+        raise ArtifactError(f"{path} holds tensors {sorted(tensors)}, the manifest implies {sorted(expected)}")
+    for name, values in tensors.items():
+        if values.dtype != np.float32:
+            raise ArtifactError(f"{path}: {name} is {values.dtype}, expected float32")
+        if values.shape != expected[name]:
+            raise ArtifactError(f"{path}: {name} has shape {values.shape}, the manifest implies {expected[name]}")
+    return tensors
+
+
+def _check_grid(path: Path, name: str, values: Float32Array, bits: int, limit: float) -> None:
+    fault = fx.off_grid(values, bits, limit)
+    if fault is not None:
+        raise ArtifactError(f"{path}: {name} {fault}; export the model again")

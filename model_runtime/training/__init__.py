@@ -1,0 +1,1 @@
+"""From engagement histories to a model artifact: pairs, losses, balance, trainer, report."""

@@ -1,0 +1,253 @@
+"""Small stores, events and batches for tests: everything a test of the index needs and nothing it has to hide."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.batch import EngagementRows, EventBatch, ItemRows
+from indexer.index import Index
+from indexer.keys import ItemState
+from indexer.pending import Expired
+from indexer.store import Store
+from indexer.verify import verify
+from indexer.view import LiveView, load_view
+from schemas.config import Config
+from schemas.dead_letters import DeadLetter
+from schemas.replies import VerifyReply
+from schemas.store import StoreMeta
+
+FACETS, LAYERS, CODEWORDS, DIM = 2, 2, 4, 4
+HALF_LIVES_S = (60, 3_600)
+
+
+def codewords(seed: int = 0) -> npt.NDArray[np.float32]:
+    """(F, L, M, d) float32; the second layer is finer than the first."""
+    rng = np.random.default_rng(seed)
+    scale = np.array([1.0, 0.3], np.float32)[None, :, None, None]
+    return rng.standard_normal((FACETS, LAYERS, CODEWORDS, DIM)).astype(np.float32) * scale
+
+
+def store_meta(**changes: Any) -> StoreMeta:
+    facts: dict[str, Any] = {
+        "generation": "g000001",
+        "model_name": "test",
+        "model_version": "1",
+        "model_hash": "model",
+        "codebook_hash": "codebook",
+        "facets": FACETS,
+        "layers": LAYERS,
+        "codewords": CODEWORDS,
+        "dim": DIM,
+        "half_lives_s": HALF_LIVES_S,
+        "created_at_ms": 0,
+    }
+    return StoreMeta(**facts | changes)
+
+
+def config(**sections: Any) -> Config:
+    """Bounds of 2 to 8, unless told otherwise."""
+    return Config.model_validate({"rebalance": {"low": 2, "high": 8}} | sections)
+
+
+def open_index(path: Path, settings: Config | None = None, **meta: Any) -> Index:
+    return Index.open(path, store_meta(**meta), codewords(), config() if settings is None else settings)
+
+
+def rebalance(index: Index, settings: Config | None = None) -> None:
+    index.compactor(config() if settings is None else settings).run_until_idle()
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """One record of a stream: an upsert, a delete (no vector) or an engagement (a kind)."""
+
+    source: str
+    offset: int
+    item_id: str
+    at: int
+    vector: tuple[float, ...] | None = None
+    kind: str | None = None
+    value: float | None = None
+
+    @property
+    def event(self) -> dict[str, Any]:
+        common = {"schema_version": 1, "item_id": self.item_id, "occurred_at": self.at}
+        if self.kind is not None:
+            return common | {"type": "engagement", "user_id": "u", "kind": self.kind, "value": self.value}
+        if self.vector is None:
+            return common | {"type": "item.deleted"}
+        return common | {"type": "item.created", "embedding": list(self.vector)}
+
+    @property
+    def encoded(self) -> bytes:
+        return json.dumps(self.event).encode()
+
+
+def vector_of(seed: int) -> tuple[float, ...]:
+    """Facet embeddings, (F * d) numbers that float16 holds exactly, equal for equal seeds."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(FACETS * DIM).astype(np.float16).tolist())
+
+
+def vectors_of(events: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.float16]:
+    """(n, F, d) float16 facet embeddings of upserts."""
+    return np.array([event["embedding"] for event in events], np.float16).reshape(-1, FACETS, DIM)
+
+
+def assign(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.uint32]:
+    """(n, F) uint32 raw indices: the nearest codeword of each layer's residual."""
+    raw = np.zeros(vectors.shape[:2], np.uint32)
+    for facet, layers in enumerate(codewords()):
+        rest = vectors[:, facet].astype(np.float32)
+        for words in layers:
+            gap = rest[:, None] - words[None]
+            nearest = (gap * gap).sum(2).argmin(1)
+            raw[:, facet] = raw[:, facet] * CODEWORDS + nearest
+            rest = rest - words[nearest]
+    return raw
+
+
+def reencode(content: list[bytes]) -> npt.NDArray[np.uint32]:
+    """What ``verify`` takes for I7."""
+    return assign(vectors_of([json.loads(value) for value in content]))
+
+
+def batch_of(records: Sequence[Record], dead_letters: int = 0) -> EventBatch:
+    """Records in reading order as one batch."""
+    items = [(at, record) for at, record in enumerate(records) if record.kind is None]
+    engagements = [(at, record) for at, record in enumerate(records) if record.kind is not None]
+    upserts = [record for _, record in items if record.vector is not None]
+    is_upsert = np.array([record.vector is not None for _, record in items], np.bool_)
+    vectors = vectors_of([record.event for record in upserts])
+    positions: dict[str, int] = {}
+    for record in records:
+        positions[record.source] = max(record.offset + 1, positions.get(record.source, 0))
+    return EventBatch(
+        ItemRows(
+            [record.item_id for _, record in items],
+            np.array([record.at for _, record in items], np.int64),
+            [record.source for _, record in items],
+            np.array([record.offset for _, record in items], np.int64),
+            np.where(is_upsert, np.cumsum(is_upsert) - 1, -1),
+            vectors,
+            assign(vectors),
+            [record.encoded for record in upserts],
+            np.array([at for at, _ in items], np.int64),
+        ),
+        EngagementRows(
+            [record.item_id for _, record in engagements],
+            [record.kind or "" for _, record in engagements],
+            np.array([record.at for _, record in engagements], np.int64),
+            np.array([math.nan if record.value is None else record.value for _, record in engagements]),
+            [record.source for _, record in engagements],
+            np.array([record.offset for _, record in engagements], np.int64),
+            [record.encoded for _, record in engagements],
+            np.array([at for at, _ in engagements], np.int64),
+        ),
+        positions,
+        dead_letters=dead_letters,
+    )
+
+
+class Collected(list[Expired]):
+    """A sink for the writer that keeps what waited in vain."""
+
+    def __call__(self, expired: list[Expired]) -> int | None:
+        self.extend(expired)
+        return None
+
+    def letters(self) -> list[DeadLetter]:
+        """As the daemon writes them."""
+        out = []
+        for waiting, reason in self:
+            topic, _, number = waiting.source.rpartition("-")
+            out.append(
+                DeadLetter(
+                    reason=reason,
+                    detail="",
+                    topic=topic,
+                    partition=int(number),
+                    offset=waiting.offset,
+                    failed_at_ms=0,
+                    key=waiting.item_id.encode(),
+                    value=waiting.record,
+                )
+            )
+        return out
+
+
+def upserts(seeds: Iterable[int], prefix: str = "i", start: int = 0, at: int = 1_000) -> list[Record]:
+    """Items with the given vectors; consecutive offsets."""
+    return [
+        Record("items-0", start + row, f"{prefix}{start + row}", at + row, vector_of(seed))
+        for row, seed in enumerate(seeds)
+    ]
+
+
+def fill(index: Index, seeds: Iterable[int], **options: Any) -> None:
+    """Items with the given vectors, in one batch."""
+    index.writer.apply(batch_of(upserts(seeds, **options)))
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def check_store(store: Store, **options: Any) -> VerifyReply:
+    """``verify`` with everything it can check."""
+    return verify(store, expected=store_meta(), reencode=reencode, **options)
+
+
+def assert_sound(store: Store, **options: Any) -> None:
+    reply = check_store(store, **options)
+    assert reply.ok, reply.violations
+
+
+def assert_view_is_loaded(index: Index) -> None:
+    """The live view holds exactly what a view loaded from the store just now holds."""
+    assert_same_view(index.view, load_view(index.store, codewords()))
+
+
+def assert_same_view(one: LiveView, other: LiveView) -> None:
+    assert one.totals == other.totals
+    assert one.positions == other.positions
+    assert one.ids == other.ids
+    assert one.by_id == other.by_id
+    assert len(one.items) == len(other.items)
+    live = one.items["state"] == ItemState.LIVE
+    for name in (
+        "state",
+        "source",
+        "created_at",
+        "occurred_at",
+        "offset",
+        "raw",
+        "leaf",
+        "epochs",
+        "value_sum",
+        "last_at",
+        "counts",
+        "decayed",
+        "vector",
+    ):
+        np.testing.assert_array_equal(one.items[name], other.items[name], err_msg=name)
+    assert one.items["vector"][~live].max(initial=0) == 0
+    for facet, (mine, its) in enumerate(zip(one.facets, other.facets, strict=True)):
+        np.testing.assert_array_equal(mine.alive(), its.alive(), err_msg=f"leaves of facet {facet}")
+        alive = mine.alive()
+        for name in ("state", "version", "marked_size", "centroid"):
+            np.testing.assert_array_equal(mine.leaves[name][alive], its.leaves[name][alive], err_msg=name)
+        for leaf in range(len(mine.leaves)):
+            assert set(mine.members.row(leaf).tolist()) == set(its.members.row(leaf).tolist())
+            assert len(mine.members.row(leaf)) == len(its.members.row(leaf))
+            assert sorted(mine.raws.row(leaf).tolist()) == sorted(its.raws.row(leaf).tolist())
+        for raw in range(mine.raw_indices):
+            assert set(mine.routes.row(raw).tolist()) == set(its.routes.row(raw).tolist())
