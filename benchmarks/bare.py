@@ -47,7 +47,7 @@ def ingest(*, phases: Sequence[dict[str, Any]], threads: int) -> Answer:
         threads: 1 or 2.
 
     Returns:
-        ``phases``: ``records``, ``applied_s`` and ``cpu_s`` of each.
+        ``phases``: ``records``, ``applied_s`` and ``cpu_to_applied_s`` of each.
     """
     configs = [Config.model_validate(phase) for phase in phases]
     first = configs[0]
@@ -66,7 +66,8 @@ def ingest(*, phases: Sequence[dict[str, Any]], threads: int) -> Answer:
             cpu, start = time.process_time(), time.monotonic()
             (bare.run_in_two if threads == 2 else bare.run_in_one)(source, total, config.source.max_poll_records)
             seconds = time.monotonic() - start
-            answer["phases"].append({"records": total, "applied_s": seconds, "cpu_s": time.process_time() - cpu})
+            cpu = time.process_time() - cpu
+            answer["phases"].append({"records": total, "applied_s": seconds, "cpu_to_applied_s": cpu})
             read |= {str(partition): end for partition, end in ends.items()}
             source.close()
     return answer

@@ -36,6 +36,7 @@ from benchmarks import watched, whole
 from benchmarks.apart import Answer, Apart, ApartError
 from benchmarks.broker import broker, fresh_topics, produce
 from benchmarks.load import engagement_lines, item_id, item_lines, write_log
+from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
 from benchmarks.report import Result
 from schemas.config import Config
@@ -62,7 +63,7 @@ def run(options: Options) -> Result:
         if bootstrap is None:
             result.skip("all", why_not)
             return result
-        whole.make_model(options.workdir)
+        make_model(options.workdir)
         for load in LOADS:
             for repeat in range(options.repeats):
                 say(f"{load}, {repeat + 1} of {options.repeats}: {n} items at {rate:g}/s, daemon and floor")

@@ -11,7 +11,8 @@ Systems: the pipeline as the daemon runs it, with rebalancing (the default) and 
 the peer: poll, parse, encode, assign, put, and nothing else (:mod:`benchmarks.bare` says what it leaves out). The bare
 path runs in two threads, as the pipeline does, and in one; the faster of the two is what the pipeline is compared with.
 
-Units: records per second. Ratio "bare / ours": how many times faster the bare path is than the pipeline with its
+Units: records per second; microseconds of processor time (all threads of the process) per record, which a busy machine
+disturbs less. Ratio "bare / ours": how many times faster the bare path is than the pipeline with its
 defaults. The model is untrained: F = 3 facets, L = 2 layers of M = 256 codewords, d = 64, one torch thread.
 """
 
@@ -25,6 +26,7 @@ from benchmarks import bare, whole
 from benchmarks.apart import Answer, call
 from benchmarks.broker import broker, fresh_topics, produce
 from benchmarks.load import engagement_lines, item_lines, write_log
+from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
 from benchmarks.report import Result, alternating
 
@@ -44,7 +46,7 @@ def run(options: Options) -> Result:
         "items": write_log(options.workdir / "items", items, []),
         "engagements": write_log(options.workdir / "engagements", items, engagements),
     }
-    whole.make_model(options.workdir)
+    make_model(options.workdir)
     sources: list[tuple[Path | None, dict[str, Any] | None]] = [(logs[stream], None) for stream in STREAMS]
     systems = {
         OURS: partial(_ours, rebalance=True),
@@ -99,6 +101,8 @@ def _measure(
         for stream, phase in zip(STREAMS, answer["phases"], strict=True):
             assert phase["records"] == options.size, f"{name} applied {phase['records']} of {options.size} {stream}"
             result.add(f"{stream}, {where}: {name}", "/s", phase["records"] / phase["applied_s"])
+            us = phase["cpu_to_applied_s"] / phase["records"] * 1e6
+            result.add(f"processor time, {stream}, {where}: {name}", "us", us)
             result.details.setdefault(f"{stream}, {where}: {name}", []).append(phase)
     for stream in STREAMS:
         fastest = max(

@@ -21,7 +21,8 @@ _STEP_MS: Final = 1_000
 _WORDS: Final = 20_000
 _CATEGORIES: Final = 20
 _USERS: Final = 10_000
-_CROWD_WORDS: Final = 6
+_CROWD_WORDS: Final = 8
+_TOPIC_WORDS: Final = 12
 _AT_ONCE: Final = 8_192
 
 I64 = npt.NDArray[np.int64]
@@ -45,14 +46,25 @@ def item_lines(count: int, *, first: int = 0, seed: int = 0) -> list[bytes]:
     return _items(first, rng, [" ".join(words[at] for at in row[:n]) for row, n in _rows(picks, lengths)])
 
 
-def crowd_lines(count: int, *, first: int, seed: int = 0) -> list[bytes]:
-    """Creation events of a flash crowd: all titles made of the same six words, all items of the same two categories."""
-    rng = np.random.default_rng([seed, first])
-    words = _vocabulary()[100 : 100 + _CROWD_WORDS]
-    picks = rng.integers(0, _CROWD_WORDS, (count, 5))
+def topical_lines(count: int, *, topics: int, seed: int = 0) -> list[bytes]:
+    """Creation events that fall into topics of Zipf sizes: each has its own twelve words, creator and categories."""
+    rng = np.random.default_rng([seed, 2, count])
+    words = _vocabulary()
+    topic = _zipf(rng, topics, (count,))
+    own = rng.integers(0, _WORDS, (topics, _TOPIC_WORDS))
+    picks = own[topic[:, None], rng.integers(0, _TOPIC_WORDS, (count, 5))]
     lengths = rng.integers(3, 6, count)
     titles = [" ".join(words[at] for at in row[:n]) for row, n in _rows(picks, lengths)]
-    return _items(first, rng, titles, categories=["category-3", "category-7"])
+    return _items(0, rng, titles, topic=topic)
+
+
+def crowd_lines(count: int, *, first: int, seed: int = 0) -> list[bytes]:
+    """Creation events of a flash crowd: titles of the same eight words, six of them in any order, the rest alike."""
+    rng = np.random.default_rng([seed, first])
+    words = _vocabulary()[100 : 100 + _CROWD_WORDS]
+    orders = rng.permuted(np.tile(np.arange(_CROWD_WORDS), (count, 1)), axis=1)
+    titles = [" ".join(words[at] for at in row[:6]) for row in orders.tolist()]
+    return _items(first, rng, titles, crowd=True)
 
 
 def engagement_lines(count: int, items: int, *, seed: int = 0, after: int | None = None) -> list[bytes]:
@@ -96,17 +108,18 @@ def write_log(path: Path, items: list[bytes], engagements: list[bytes]) -> Path:
     return path
 
 
-def _items(
-    first: int, rng: np.random.Generator, titles: list[str], categories: list[str] | None = None
-) -> list[bytes]:
+def _items(first: int, rng: np.random.Generator, titles: list[str], *, crowd: bool = False, topic: I64 | None = None) -> list[bytes]:
     count = len(titles)
-    labels = rng.integers(0, _CATEGORIES, (count, 3))
+    one = 1 if crowd else None  # all alike
+    labels = rng.integers(0, one or _CATEGORIES, (count, 3))
     chosen = [
         [f"category-{label}" for label in dict.fromkeys(row[:n])]
         for row, n in _rows(labels, rng.integers(1, 4, count))
     ]
-    creators = _zipf(rng, 2_000, (count,)).tolist()
-    years = rng.integers(1950, 2020, count).tolist()
+    creators = _zipf(rng, one or 2_000, (count,)).tolist() if topic is None else topic.tolist()
+    if topic is not None:
+        chosen = [[f"category-{number % _CATEGORIES}"] for number in creators]
+    years = rng.integers(1950, 1950 + (one or 70), count).tolist()
     lines = []
     for row, title in enumerate(titles):
         event: dict[str, Any] = {
@@ -115,7 +128,7 @@ def _items(
             "item_id": item_id(first + row),
             "occurred_at": START_MS + (first + row) * _STEP_MS,
             "title": f"{title} ({years[row]})",
-            "categories": chosen[row] if categories is None else categories,
+            "categories": chosen[row],
             "creator_id": f"creator-{creators[row]}",
             "language": "en",
             "attributes": {"year": str(years[row]), "decade": f"{years[row] // 10}0s"},

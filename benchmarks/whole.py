@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
 from benchmarks.apart import Answer, settle_heap
 from indexer.index import Index
+from indexer.rebalance.compactor import out_of_bounds
 from indexer.verify import verify
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
@@ -24,17 +27,19 @@ class Phase(TypedDict):
         records: applied.
         applied_s: from the start of reading to the last record being retrievable.
         idle_s: from there until every leaf is within bounds or marked and everything is on disk.
-        cpu_s: processor seconds of the process meanwhile.
-        largest: the largest leaf ever seen after a batch, in multiples of B_upp.
+        cpu_to_applied_s: processor seconds of the process until the last record was retrievable.
+        largest: the largest leaf seen after any batch, in multiples of B_upp.
+        codes_share: distinct raw indices of the items that are new in this phase, over all M ** L, mean of the facets.
     """
 
     records: int
     applied_s: float
     idle_s: float
-    cpu_s: float
+    cpu_to_applied_s: float
     splits: int
     merges: int
     largest: float
+    codes_share: float
 
 
 def settings(
@@ -50,14 +55,6 @@ def settings(
         "http": {"port": 0},
         **sections,
     }
-
-
-def make_model(workdir: Path) -> Path:
-    """The model of all benchmarks: untrained, F = 3, L = 2, M = 256, d = 64, one torch thread."""
-    path = workdir / "model"
-    if not path.exists():
-        FrozenModel.untrained(codewords=256, threads=1).save(path)
-    return path
 
 
 def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
@@ -77,6 +74,7 @@ def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
         answer["phases"] = [_run(config, model, index) for config in configs]
         answer["leaves"] = [len(facet.alive()) for facet in index.view.facets]
         answer["bounds"] = list(index.view.totals.bounds)
+        answer["out_of_bounds"] = out_of_bounds(index.view)
         if check:
             answer["verify"] = verify_store(configs[0], model, index)
     return answer
@@ -90,12 +88,13 @@ def verify_store(config: Config, model: FrozenModel, index: Index) -> dict[str, 
 
 def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
     source, sink = open_source(config, follow=False), open_sink(config)
-    largest = 0.0
+    largest = cpu_at = 0.0
 
     def look(_progress: Progress) -> None:
-        nonlocal largest
+        nonlocal largest, cpu_at
         view = index.view
         # On the writer's own thread, which alone changes the view.
+        cpu_at = time.process_time()
         largest = max(largest, *(facet.sizes().max(initial=0) / view.totals.bounds[1] for facet in view.facets))
 
     before = index.view.totals
@@ -104,7 +103,7 @@ def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
         settle_heap()
         cpu, start = time.process_time(), time.monotonic()
         pipeline.run()
-        end, cpu = time.monotonic(), time.process_time() - cpu
+        end = time.monotonic()
     finally:
         sink.close()
         source.close()
@@ -113,8 +112,15 @@ def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
         records=progress.records,
         applied_s=progress.applied_at - start,
         idle_s=end - progress.applied_at,
-        cpu_s=cpu,
+        cpu_to_applied_s=cpu_at - cpu,
         splits=after.splits - before.splits,
         merges=after.merges - before.merges,
         largest=round(float(largest), 3),
+        codes_share=_codes_share(index, before.next_ordinal),
     )
+
+
+def _codes_share(index: Index, first: int) -> float:
+    raws = index.view.items["raw"][first:]
+    used = [len(np.unique(raws[:, number])) / facet.raw_indices for number, facet in enumerate(index.view.facets)]
+    return round(float(np.mean(used)), 5)

@@ -46,7 +46,7 @@ class Index:
             StoreMismatchError: if it was built with another model or other half-lives.
             StoreError: if it cannot be opened or does not decode.
         """
-        store = Store.open(path) if (path / "CURRENT").exists() else Store.create(path, meta)
+        store = Store.open_or_create(path, meta)
         try:
             check_meta(store.meta(), meta, path)
             view = load_view(store, codewords)

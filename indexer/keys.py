@@ -95,6 +95,46 @@ class LeafRecord(NamedTuple):
     centroid: npt.NDArray[np.float32]
 
 
+def undecodable(family: str, data: bytes) -> StoreCorruptError:
+    """What to raise for bytes that cannot be what they should be."""
+    return StoreCorruptError(
+        f"{len(data)} bytes in {family} ({data[:16].hex()}...) do not decode; restore a checkpoint or replay"
+    )
+
+
+def u64(data: bytes, family: str) -> int:
+    """One ordinal, offset or sequence number.
+
+    Raises:
+        StoreCorruptError: here and below, if it has another length.
+    """
+    if len(data) != U64.size:
+        raise undecodable(family, data)
+    return int.from_bytes(data, "big")
+
+
+def numbered(key: bytes, family: str) -> int:
+    """The number after the facet in a key of ``leaves``, ``sizes`` or ``routes``."""
+    if len(key) != FACET_U32.size:
+        raise undecodable(family, key)
+    return int.from_bytes(key[1:], "big")
+
+
+def u32_values(value: bytes, family: str) -> npt.NDArray[np.uint32]:
+    """(n,) leaves of a route, or sizes of a page."""
+    if len(value) % 4:
+        raise undecodable(family, value)
+    return np.frombuffer(value, "<u4")
+
+
+def ordinals(many_keys: Sequence[bytes], family: str) -> npt.NDArray[np.int64]:
+    """(n,) ordinals of n keys."""
+    joined = b"".join(many_keys)
+    if len(joined) != U64.size * len(many_keys):
+        raise undecodable(family, min(many_keys, key=len))
+    return np.frombuffer(joined, ">u8").astype(np.int64)
+
+
 def ordinal_keys(ordinals: npt.NDArray[np.integer]) -> list[bytes]:
     """Keys of n ordinals."""
     joined = ordinals.astype(">u8").tobytes()
@@ -192,7 +232,13 @@ def leaf_value(record: LeafRecord) -> bytes:
 
 
 def leaf_record(value: bytes) -> LeafRecord:
-    """Decode one leaf record."""
+    """Decode one leaf record.
+
+    Raises:
+        StoreCorruptError: if the length is wrong.
+    """
+    if len(value) <= LEAF_FIXED.size or len(value) % 4:
+        raise undecodable("leaves", value)
     state, version, marked_size = LEAF_FIXED.unpack_from(value)
     return LeafRecord(state, version, marked_size, np.frombuffer(value, "<f4", offset=LEAF_FIXED.size))
 
@@ -203,7 +249,12 @@ def pending_key(item_id: str, source: str, offset: int) -> bytes:
 
 
 def split_pending_key(key: bytes) -> tuple[str, str, int]:
-    """(item id, source, offset). Item ids may hold any byte, so it is read from the end."""
-    head, offset = key[:-9], U64.unpack(key[-8:])[0]
-    item_id, source = head.rsplit(b"\0", 1)
-    return item_id.decode(), source.decode(), offset
+    """(item id, source, offset). Item ids may hold any byte, so it is read from the end.
+
+    Raises:
+        StoreCorruptError: if there are no such three parts.
+    """
+    item_id, found, source = key[:-9].rpartition(b"\0")
+    if not found or not item_id or key[-9] != 0:
+        raise undecodable("pending", key)
+    return item_id.decode(), source.decode(), u64(key[-8:], "pending")

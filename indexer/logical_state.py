@@ -14,8 +14,6 @@ from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Final, NamedTuple
 
-import numpy as np
-
 from indexer import keys
 from indexer.keys import ItemState
 from indexer.retrieval.readers import StoreReader
@@ -139,7 +137,7 @@ def _items(store: Store) -> Iterator[tuple[str, ItemFacts]]:
     rows = store.scan("items")
     while chunk := list(islice(rows, _CHUNK)):
         many_keys = [key for key, _ in chunk]
-        counters = reader.counters(np.array([keys.U64.unpack(key)[0] for key in many_keys], np.int64))
+        counters = reader.counters(keys.ordinals(many_keys, "items"))
         contents, vectors = store.get_many("content", many_keys), store.get_many("vectors", many_keys)
         for row, (_, value) in enumerate(chunk):
             record = keys.item_record(value, meta.facets)

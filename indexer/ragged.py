@@ -115,19 +115,20 @@ class RaggedPool:
             self._length[row] = len(kept)
 
     def _make_room(self, rows: I64, need: I64) -> None:
+        """Have room for ``need`` values in each of the rows, (n,) distinct; their values stay."""
         short = need > self._room[rows]
         if not short.any():
             return
-        rows, need = rows[short], need[short]
-        room = np.maximum(4, 1 << np.ceil(np.log2(need)).astype(np.int64))
-        total = int(room.sum())
-        if self._used + total > len(self._data):
-            self._rebuild(total)
+        room = np.maximum(4, 1 << np.ceil(np.log2(np.maximum(need, 1))).astype(np.int64))
+        if self._used + int(room[short].sum()) > len(self._data):
+            self._rebuild(int(room.sum()))
+            short = need > self._room[rows]  # rewriting takes the room of empty rows, also of those to be filled now
+        rows, room = rows[short], room[short]
         starts = self._used + np.cumsum(room) - room
         lengths = self._length[rows]
         self._data[spans(starts, lengths)] = self._data[spans(self._start[rows], lengths)]
         self._start[rows], self._room[rows] = starts, room
-        self._used += total
+        self._used += int(room.sum())
 
     def _rebuild(self, extra: int) -> None:
         """Squeeze out abandoned room when it pays, else grow."""

@@ -36,7 +36,7 @@ I64 = npt.NDArray[np.int64]
 def stats(store: Store) -> StatsReply:
     """Counts and health of a store."""
     meta, totals = store.meta(), store.totals()
-    newest = next(store.scan_newest("journal"), None)
+    newest = store.newest("journal")
     low, high = totals.bounds
     facets = []
     for facet in range(meta.facets):
@@ -88,7 +88,7 @@ def item(store: Store, item_id: str) -> ItemReply:
         raise NotFoundError(f"item {item_id!r} is not in the index; is its item.created applied (`facetstream lag`)?")
     meta, totals = store.meta(), store.totals()
     record = keys.item_record(value, meta.facets)
-    ordinal = keys.U64.unpack(key)[0]
+    ordinal = keys.u64(key, "ids")
     live = record.state == ItemState.LIVE
     counters = StoreReader(store).counters(np.array([ordinal]))
     decayed = decayed_counts(counters, now_ms(), meta.half_lives_s)[0]
@@ -201,7 +201,7 @@ def _leaves(store: Store, facet: int) -> tuple[I64, npt.NDArray[np.uint8]]:
     ids: list[int] = []
     states: list[int] = []
     for key, value in store.scan("leaves", bytes([facet])):
-        ids.append(keys.FACET_U32.unpack(key)[1])
+        ids.append(keys.numbered(key, "leaves"))
         states.append(keys.leaf_record(value).state)
     return np.array(ids, np.int64), np.array(states, np.uint8)
 
@@ -209,9 +209,9 @@ def _leaves(store: Store, facet: int) -> tuple[I64, npt.NDArray[np.uint8]]:
 def _sizes(store: Store, facet: int, leaf_ids: I64) -> I64:
     sizes = np.zeros((int(leaf_ids.max(initial=-1)) // keys.PAGE + 1) * keys.PAGE, np.int64)
     for key, value in store.scan("sizes", bytes([facet])):
-        at = keys.FACET_U32.unpack(key)[1] * keys.PAGE
+        at = keys.numbered(key, "sizes") * keys.PAGE
         if at < len(sizes):
-            sizes[at : at + keys.PAGE] = np.frombuffer(value, "<u4")
+            sizes[at : at + keys.PAGE] = keys.u32_values(value, "sizes")
     return np.asarray(sizes[leaf_ids])
 
 

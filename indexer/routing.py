@@ -11,6 +11,9 @@ from indexer.view import FacetView
 
 I64 = npt.NDArray[np.int64]
 
+_PAIRS = 1 << 18
+"""Distances computed at once, at most, unless a single item has more candidates."""
+
 
 @dataclass(frozen=True, slots=True)
 class Routed:
@@ -71,6 +74,19 @@ def nearest_of(
         candidates: leaf ids of row 0, then of row 1, ...
         counts: (n,) how many each row has, at least one.
     """
+    out = np.empty(len(vectors), np.int64)
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(vectors):
+        done = ends[start] - counts[start]
+        # A raw index may lead to thousands of leaves: a whole batch of its items at once would take gigabytes.
+        end = max(start + 1, int(np.searchsorted(ends, done + _PAIRS, "right")))
+        out[start:end] = _nearest(vectors[start:end], centroids, candidates[done : ends[end - 1]], counts[start:end])
+        start = end
+    return out
+
+
+def _nearest(vectors: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32], candidates: I64, counts: I64) -> I64:
     row_of = np.repeat(np.arange(len(vectors)), counts)
     gap = centroids[candidates] - vectors[row_of]
     distance = np.einsum("nd,nd->n", gap, gap)

@@ -7,6 +7,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -67,13 +68,25 @@ class Store:
         """
         if (path / "CURRENT").exists():
             raise StoreError(f"{path} already holds a store; open it, or choose another --data-dir")
-        path.mkdir(parents=True, exist_ok=True)
-        store = cls(path, _open(path, AccessType.read_write()))
-        batch = store.batch()
-        batch.put("meta", b"store", meta.model_dump_json().encode())
-        batch.totals(Totals(next_leaf=[0] * meta.facets))
-        store.write(batch)
-        store.sync()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make {path}: {error}; choose another --data-dir") from error
+        return _describe(cls(path, _open(path, AccessType.read_write())), meta)
+
+    @classmethod
+    def open_or_create(cls, path: Path, meta: StoreMeta) -> Store:
+        """Open for writing what is there, else make an empty store.
+
+        Raises:
+            StoreError, StoreLockedError: as :meth:`open` and :meth:`create`.
+        """
+        if not (path / "CURRENT").exists():
+            return cls.create(path, meta)
+        store = cls.open(path)
+        # RocksDB makes its files first: a process killed right then leaves a store that says nothing of itself.
+        if all(next(store.scan_keys(family), None) is None for family in keys.FAMILIES):
+            return _describe(store, meta)
         return store
 
     @classmethod
@@ -98,13 +111,28 @@ class Store:
         if not (path / "CURRENT").exists():
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
         aside = tempfile.TemporaryDirectory(prefix="facetstream-secondary-")
-        store = cls(path, _open(path, AccessType.secondary(aside.name)), aside)
-        store.catch_up()
+        try:
+            store = cls(path, _open(path, AccessType.secondary(aside.name)), aside)
+        except StoreError:
+            aside.cleanup()
+            raise
+        try:
+            store.catch_up()
+        except StoreError:
+            store.close()
+            raise
         return store
 
     def catch_up(self) -> None:
-        """Bring a secondary up to what the writer has written."""
-        self._db.try_catch_up_with_primary()
+        """Bring a secondary up to what the writer has written.
+
+        Raises:
+            StoreError: if the writer's files cannot be read.
+        """
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
+            raise _store_error("cannot follow", self.path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -156,35 +184,62 @@ class Store:
             raise StoreError(f"cannot sync {self.path}: {error}") from error
 
     def get(self, family: str, key: bytes) -> bytes | None:
-        """One value."""
-        found: bytes | None = self._family[family].get(key)
+        """One value.
+
+        Raises:
+            StoreError: here and in all reading, if the disk fails or its bytes are damaged.
+        """
+        with self._reading(family):
+            found: bytes | None = self._family[family].get(key)
         return found
 
     def get_many(self, family: str, wanted: list[bytes]) -> list[bytes | None]:
         """Values of many keys, None where absent."""
         family_get: Any = self._family[family].get  # its stub wants a list of a union, and list is invariant
-        return list(family_get(wanted)) if wanted else []
+        with self._reading(family):
+            return list(family_get(wanted)) if wanted else []
 
     def scan(self, family: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Entries whose key starts with ``prefix``, in key order, as of the call."""
-        rows: Any = self._family[family].items(from_key=prefix) if prefix else self._family[family].items()
-        for key, value in rows:
-            if not key.startswith(prefix):
-                return
-            yield key, value
+        """Entries whose key starts with ``prefix``, in key order, as of the first."""
+        column: Any = self._family[family]
+        last = prefix
+        with self._reading(family):
+            for key, value in column.items(from_key=prefix) if prefix else column.items():
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+                last = key
+            _check_end(column, last)
 
     def scan_keys(self, family: str, prefix: bytes = b"") -> Iterator[bytes]:
         """As :meth:`scan`, keys alone."""
-        rows: Any = self._family[family].keys(from_key=prefix) if prefix else self._family[family].keys()
-        for key in rows:
-            if not key.startswith(prefix):
-                return
-            yield key
+        column: Any = self._family[family]
+        last = prefix
+        with self._reading(family):
+            for key in column.keys(from_key=prefix) if prefix else column.keys():
+                if not key.startswith(prefix):
+                    return
+                yield key
+                last = key
+            _check_end(column, last)
 
-    def scan_newest(self, family: str) -> Iterator[tuple[bytes, bytes]]:
-        """Entries from the greatest key down."""
-        rows: Any = self._family[family].items(backwards=True)
-        yield from rows
+    def newest(self, family: str) -> tuple[bytes, bytes] | None:
+        """The entry with the greatest key."""
+        column: Any = self._family[family]
+        with self._reading(family):
+            rows = column.iter()
+            rows.seek_to_last()
+            if rows.valid():
+                return rows.key(), rows.value()
+            rows.status()
+        return None
+
+    @contextmanager
+    def _reading(self, family: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
+            raise _store_error(f"cannot read {family} in", self.path, error) from error
 
     def meta(self) -> StoreMeta:
         """What the store was made for."""
@@ -208,13 +263,15 @@ class Store:
 
     def offsets(self) -> dict[str, int]:
         """Partition name -> next offset to apply."""
-        return {key.decode(): keys.U64.unpack(value)[0] for key, value in self.scan("offsets")}
+        return {key.decode(): keys.u64(value, "offsets") for key, value in self.scan("offsets")}
 
     def vectors(self, ordinals: npt.NDArray[np.integer], facets: int, dim: int) -> npt.NDArray[np.float16]:
         """(n, F, d) float16 of n ordinals; zeros where there is none."""
         out = np.zeros((len(ordinals), facets, dim), np.float16)
         for row, value in enumerate(self.get_many("vectors", keys.ordinal_keys(ordinals))):
             if value is not None:
+                if len(value) != out[row].nbytes:
+                    raise keys.undecodable("vectors", value)
                 out[row] = np.frombuffer(value, np.float16).reshape(facets, dim)
         return out
 
@@ -223,20 +280,50 @@ class Store:
         return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
 
 
+def _describe(store: Store, meta: StoreMeta) -> Store:
+    """Make an empty RocksDB directory a store; it is closed if that fails."""
+    batch = store.batch()
+    batch.put("meta", b"store", meta.model_dump_json().encode())
+    batch.totals(Totals(next_leaf=[0] * meta.facets))
+    try:
+        store.write(batch)
+        store.sync()
+    except StoreError:
+        store.close()
+        raise
+    return store
+
+
 def _open(path: Path, access: AccessType) -> Rdict:
     try:
         return Rdict(str(path), _options(), _families(), access)
     except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
-        text = str(error)
-        if any(word in text for word in _LOCK_WORDS):
-            raise StoreLockedError(
-                f"{path} is held by another process, most likely a running daemon; stop it, or use a reading command"
-            ) from error
-        if "Corruption" in text:
-            raise StoreCorruptError(
-                f"{path} is damaged: {text}; it was left as it is: restore a checkpoint or replay"
-            ) from error
-        raise StoreError(f"cannot open {path}: {text}") from error
+        raise _store_error("cannot open", path, error) from error
+
+
+def _store_error(doing: str, path: Path, error: Exception) -> StoreError:
+    text = str(error)
+    if any(word in text for word in _LOCK_WORDS):
+        return StoreLockedError(
+            f"{path} is held by another process, most likely a running daemon; stop it, or use a reading command"
+        )
+    if "Corruption" in text:
+        return StoreCorruptError(f"{path} is damaged: {text}; it was left as it is: restore a checkpoint or replay")
+    return StoreError(f"{doing} {path}: {text}")
+
+
+def _check_end(column: Any, last: bytes) -> None:
+    """Raise if a scan that returned ``last`` ended there for another reason than that nothing follows.
+
+    rocksdict's own iterators end without a word at a block that is damaged; a view loaded from half of the items
+    would pass for a small index.
+    """
+    rows = column.iter()
+    rows.seek(last)
+    if rows.valid() and rows.key() == last:
+        rows.next()
+    if not rows.valid():
+        rows.status()
 
 
 def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:

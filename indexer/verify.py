@@ -11,7 +11,7 @@ I7  encoding a sample of items again gives the stored vectors' codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,6 @@ from indexer import keys
 from indexer.keys import ItemState, LeafState
 from indexer.rebalance.plan import RETRY_GROWTH
 from indexer.store import Store
-from schemas.errors import StoreCorruptError
 from schemas.replies import VerifyChecked, VerifyReply, Violation
 from schemas.store import StoreMeta
 
@@ -92,8 +91,13 @@ def verify(
     meta, totals = store.meta(), store.totals()
     items = _read_items(store, meta)
     _check_columns(store, items, findings)
-    if totals.items_live != int(items.live.sum()):
-        findings.add("I2", f"totals say {totals.items_live} live items, {int(items.live.sum())} are stored")
+    live = int(items.live.sum())
+    for said, stored, what in (
+        (totals.items_live, live, "live"),
+        (totals.items_deleted, len(items.state) - live, "deleted"),
+    ):
+        if said != stored:
+            findings.add("I2", f"totals say {said} {what} items, {stored} are stored")
 
     postings = leaves = routes = awaiting = 0
     for facet in range(meta.facets):
@@ -140,8 +144,8 @@ def _read_items(store: Store, meta: StoreMeta) -> _Items:
     dtype = keys.item_dtype(meta.facets)
     for key, value in store.scan("items"):
         if len(value) <= dtype.itemsize:
-            raise StoreCorruptError(f"the record of ordinal {keys.U64.unpack(key)[0]} is too short")
-        ordinal = keys.U64.unpack(key)[0]
+            raise keys.undecodable("items", value)
+        ordinal = keys.u64(key, "items")
         ordinals.append(ordinal)
         values.append(value[: dtype.itemsize])
         ids[value[dtype.itemsize :].decode()] = ordinal
@@ -157,13 +161,9 @@ def _read_items(store: Store, meta: StoreMeta) -> _Items:
     )
 
 
-def _family_ordinals(rows: Iterable[bytes]) -> I64:
-    return np.frombuffer(b"".join(rows), ">u8").astype(np.int64)
-
-
 def _check_columns(store: Store, items: _Items, findings: _Findings) -> None:
     """I1 for the families keyed by item: ids, vectors, content, stats."""
-    stored = {key.decode(): keys.U64.unpack(value)[0] for key, value in store.scan("ids")}
+    stored = {key.decode(): keys.u64(value, "ids") for key, value in store.scan("ids")}
     for item_id in sorted(stored.keys() ^ items.ids.keys())[:_SHOWN]:
         findings.add("I1", f"item {item_id!r} is in {'ids' if item_id in stored else 'items'} only")
     differing = [item_id for item_id, ordinal in stored.items() if items.ids.get(item_id, ordinal) != ordinal]
@@ -171,12 +171,12 @@ def _check_columns(store: Store, items: _Items, findings: _Findings) -> None:
         findings.add("I1", f"item {differing[0]!r} has two ordinals", len(differing))
     live = items.ordinals[items.live]
     for family in ("vectors", "content"):
-        have = _family_ordinals(store.scan_keys(family))
+        have = keys.ordinals(list(store.scan_keys(family)), family)
         for ordinal in np.setdiff1d(live, have)[:_SHOWN].tolist():
             findings.add("I1", f"live ordinal {ordinal} has no {family}")
         for ordinal in np.setdiff1d(have, live)[:_SHOWN].tolist():
             findings.add("I1", f"{family} of ordinal {ordinal}, which is not live")
-    counted = _family_ordinals(store.scan_keys("stats"))
+    counted = keys.ordinals(list(store.scan_keys("stats")), "stats")
     findings.check_none(
         "I1",
         np.setdiff1d(counted, items.ordinals),
@@ -207,14 +207,14 @@ def _check_facet(
     findings.check_none("I1", np.setdiff1d(want, have), lambda p: f"{place(p)} has no posting")
     findings.check_none("I1", np.setdiff1d(have, want), lambda p: f"posting of {place(p)} belongs to no live item")
 
-    records = {keys.FACET_U32.unpack(key)[1]: keys.leaf_record(value) for key, value in store.scan("leaves", prefix)}
+    records = {keys.numbered(key, "leaves"): keys.leaf_record(value) for key, value in store.scan("leaves", prefix)}
     leaf_ids = np.array(sorted(records), np.int64)
     top = int(max(leaf_ids.max(initial=-1), posting_leaf.max(initial=-1))) + 1
     counted = np.bincount(posting_leaf, minlength=top)
     stored = np.zeros(max(top, 1), np.int64)
     for key, value in store.scan("sizes", prefix):
-        at = keys.FACET_U32.unpack(key)[1] * keys.PAGE
-        page = np.frombuffer(value, "<u4").astype(np.int64)
+        at = keys.numbered(key, "sizes") * keys.PAGE
+        page = keys.u32_values(value, "sizes").astype(np.int64)
         if at + len(page) > len(stored):
             stored = np.concatenate([stored, np.zeros(at + len(page) - len(stored), np.int64)])
         stored[at : at + len(page)] = page
@@ -254,8 +254,8 @@ def _check_routes(store: Store, meta: StoreMeta, facet: int, items: _Items, leaf
     raws: list[int] = []
     targets: list[npt.NDArray[np.uint32]] = []
     for key, value in store.scan("routes", bytes([facet])):
-        raws.append(keys.FACET_U32.unpack(key)[1])
-        targets.append(np.frombuffer(value, "<u4"))
+        raws.append(keys.numbered(key, "routes"))
+        targets.append(keys.u32_values(value, "routes"))
     counts = np.array([len(target) for target in targets], np.int64)
     flat = np.concatenate(targets).astype(np.int64) if targets else np.empty(0, np.int64)
     raw_of = np.repeat(np.array(raws, np.int64), counts)

@@ -239,8 +239,8 @@ def _fixed(values: list[bytes], dtype: np.dtype[np.void], what: str) -> npt.NDAr
 
 
 def _ordinals(many_keys: list[bytes], limit: int, what: str) -> I64:
-    ordinals = np.frombuffer(b"".join(many_keys), ">u8").astype(np.int64)
-    if len(ordinals) != len(many_keys) or (len(ordinals) and ordinals.max() >= limit):
+    ordinals = keys.ordinals(many_keys, what)
+    if len(ordinals) and ordinals.max() >= limit:
         raise StoreCorruptError(f"a key in {what} is no known ordinal; restore a checkpoint or replay")
     return ordinals
 
@@ -288,7 +288,7 @@ def _load_facet(store: Store, view: LiveView, facet: int) -> None:
     count = view.totals.next_leaf[facet]
     f.leaves.resize(count)
     for key, value in store.scan("leaves", prefix):
-        leaf = keys.FACET_U32.unpack(key)[1]
+        leaf = keys.numbered(key, "leaves")
         record = keys.leaf_record(value)
         if leaf >= count or len(record.centroid) != view.meta.dim:
             raise StoreCorruptError(
@@ -314,8 +314,8 @@ def _load_facet(store: Store, view: LiveView, facet: int) -> None:
     raw_of: list[int] = []
     targets: list[npt.NDArray[np.uint32]] = []
     for key, value in store.scan("routes", prefix):
-        raw_of.append(keys.FACET_U32.unpack(key)[1])
-        targets.append(np.frombuffer(value, "<u4"))
+        raw_of.append(keys.numbered(key, "routes"))
+        targets.append(keys.u32_values(value, "routes"))
     counts = np.fromiter(map(len, targets), np.int64, len(targets))
     raws = np.repeat(np.array(raw_of, np.int64), counts)
     flat = np.concatenate(targets) if targets else np.empty(0, np.uint32)

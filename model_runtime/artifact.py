@@ -19,6 +19,7 @@ from safetensors.numpy import load as tensors_from_bytes
 from safetensors.numpy import save as tensors_to_bytes
 
 from model_runtime import fixed_point as fx
+from model_runtime.codebook import too_long
 from model_runtime.encoder import EncoderShape, weight_grid
 from schemas.artifact import ArtifactManifest, FacetLabel, TrainingWindow
 from schemas.errors import ArtifactError
@@ -163,6 +164,8 @@ def load(directory: Path) -> Artifact:
     for name, values in encoder.items():
         _check_grid(directory / ENCODER, name, values, *weight_grid(name))
     _check_grid(directory / CODEBOOK, "codewords", codewords, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+    if too_long(codewords):
+        raise ArtifactError(f"{directory / CODEBOOK}: codewords are too long to compare exactly; train the model again")
     return Artifact(manifest, encoder, codewords)
 
 

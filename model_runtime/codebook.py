@@ -39,11 +39,23 @@ def reconstruct(codes: Int32Array, codewords: Float32Array) -> Float32Array:
     return total
 
 
+def too_long(codewords: Float32Array) -> bool:
+    """Whether codewords (F, L, M, d) are so long that distances could leave the exact range.
+
+    A score is |c|^2 - 2 r.c in units of 2^-40, so it must stay below 2^13. By Cauchy-Schwarz all partial sums do if the
+    lengths do, a residual being at most as long as a unit vector and one codeword of each earlier layer.
+    Never true for dimensions up to 64.
+    """
+    longest = np.linalg.norm(codewords.astype(np.float64), axis=-1).max(axis=2)
+    residual = 1.01 + np.cumsum(longest, axis=1) - longest
+    return bool((2 * residual * longest + longest**2).max() >= 2.0 ** (53 - _VECTOR_BITS - CODEWORD_BITS))
+
+
 class Codebook:
     """Frozen codewords on a device.
 
     Args:
-        codewords: (F, L, M, d) float32, multiples of 2^-16 below 2 in size.
+        codewords: (F, L, M, d) float32, multiples of 2^-16 below 2 in size, not :func:`too_long`.
         device: where to compare.
     """
 
@@ -60,7 +72,7 @@ class Codebook:
         self._chunk = max(16, _SCORES // (facets * size))
 
     def assign(self, vectors: Float16Array) -> Int32Array:
-        """Codes (n, F, L) of facet vectors (n, F, d)."""
+        """Codes (n, F, L) of facet vectors (n, F, d) of length 1."""
         n, facets = vectors.shape[:2]
         codes = np.empty((n, facets, len(self._rows)), np.int32)
         for start in range(0, n, self._chunk):

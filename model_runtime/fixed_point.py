@@ -12,7 +12,7 @@ Bits, with K the length of a sum (at most 2^10, for dense vectors 2^12):
 
     unit rows               21 + 21 + log2 K                <= 52
     inputs @ weights        20 (dense 20, hidden 21) + 19 + log2 K  <= 51
-    residual . codeword     26 + 17 + log2 K                <= 53
+    residual . codeword     in units of 2^-40; bounded by lengths, see model_runtime.codebook.too_long
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ Unknown keys are errors, so that a typing mistake cannot pass for a setting.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+HalfLife = Annotated[int, Field(ge=1, le=10 * 366 * 86_400)]
 
 
 class _Section(BaseModel):
@@ -117,10 +120,19 @@ class WriterConfig(_Section):
 class CountersConfig(_Section):
     """Engagement counters with exponential time decay."""
 
-    half_lives_s: tuple[int, ...] = Field(
+    half_lives_s: tuple[HalfLife, ...] = Field(
         default=(3_600, 21_600, 86_400, 604_800),
-        description="one decayed count for each; fixed when a store is created",
+        min_length=1,
+        max_length=16,
+        description="one decayed count for each, ascending; fixed when a store is created",
     )
+
+    @field_validator("half_lives_s")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in pairwise(value)):
+            raise ValueError("half-lives must ascend, each longer than the one before")
+        return value
 
 
 class RebalanceConfig(_Section):
@@ -167,7 +179,7 @@ class RetrievalConfig(_Section):
     selection: Literal["top", "multinomial"] = Field(
         default="top", description="top-K of the histogram, or K drawn by it without replacement"
     )
-    scan: int = Field(default=512, ge=1, description="S, members scored in each leaf at most")
+    scan: int = Field(default=512, ge=1, description="S, members scored in each leaf at most, the newest")
     probes: int = Field(default=2, ge=0, description="neighbour leaves of each trigger that vote with half a vote")
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
@@ -225,3 +237,12 @@ class Config(BaseModel):
     retrieval: RetrievalConfig = RetrievalConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _decay_exists(self) -> Self:
+        if self.retrieval.decay >= len(self.counters.half_lives_s):
+            raise ValueError(
+                f"retrieval.decay is {self.retrieval.decay}, but counters.half_lives_s has only "
+                f"{len(self.counters.half_lives_s)}, counted from 0"
+            )
+        return self

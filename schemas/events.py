@@ -45,7 +45,10 @@ def parse_time_ms(value: object) -> int:
             raise ValueError(f"{value!r} is not an RFC 3339 time") from None
         if when.tzinfo is None:
             raise ValueError(f"{value!r} has no UTC offset; write for example {value}Z")
-        when = when.astimezone(UTC)
+        try:
+            when = when.astimezone(UTC)
+        except OverflowError:  # an hour before the year 1, or after 9999
+            raise ValueError(f"{value!r} is out of range in UTC") from None
         return calendar.timegm(when.timetuple()) * 1000 + when.microsecond // 1000
     raise ValueError("a time is an RFC 3339 string or integer epoch milliseconds")
 

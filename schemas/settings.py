@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError, create_model
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from schemas.config import Config
@@ -17,6 +18,7 @@ from schemas.errors import ConfigError
 
 PREFIX: Final = "FACETSTREAM_"
 DEFAULT_FILE: Final = Path("facetstream.toml")
+_MASK: Final = "********"
 
 
 class Setting(NamedTuple):
@@ -36,9 +38,9 @@ class Settings(NamedTuple):
 
     def rows(self) -> Iterator[Setting]:
         """Every key in the order of the configuration's definition; secrets are masked."""
-        for key, value, description in _leaves(self.config):
-            shown = "********" if isinstance(value, SecretStr) else value
-            yield Setting(key, shown, self.origins.get(key, "default"), description)
+        for key, value, field in _leaves(self.config):
+            shown = _MASK if isinstance(value, SecretStr) else value
+            yield Setting(key, shown, self.origins.get(key, "default"), field.description or "")
 
 
 def load_settings(
@@ -57,7 +59,8 @@ def load_settings(
     environment = os.environ if environment is None else environment
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    known = {key for key, _, _ in _leaves(Config())}
+    fields = {key: field for key, _, field in _leaves(Config())}
+    known = fields.keys()
     layers: list[tuple[str, dict[str, Any]]] = []
     path = file if file is not None else (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     if path is not None:
@@ -74,11 +77,22 @@ def load_settings(
     try:
         return Settings(Config.model_validate(merged), origins)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        origin = origins.get(key, "the configuration")
-        message = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{origin}: {key}: {message} (given: {problem['input']!r})") from None
+        raise _wrong_value(error, origins, fields) from None
+
+
+def _wrong_value(error: ValidationError, origins: Mapping[str, str], fields: Mapping[str, FieldInfo]) -> ConfigError:
+    """Names the key and where its value comes from; for a rule about several keys, all that were set."""
+    problem = error.errors(include_url=False)[0]
+    parts = [str(part) for part in problem["loc"]]
+    message = problem["msg"].removeprefix("Value error, ")
+    keys = [key for end in range(len(parts), 0, -1) if (key := ".".join(parts[:end])) in fields]
+    if keys:
+        shown = _MASK if SecretStr in get_args(fields[keys[0]].annotation) else problem["input"]
+        return ConfigError(f"{origins.get(keys[0], 'default')}: {keys[0]}: {message} (given: {shown!r})")
+    section = ".".join(parts)
+    concerned = [key for key in sorted(origins) if not section or key.startswith(f"{section}.")]
+    where = ", ".join(f"{key} from {origins[key]}" for key in concerned)
+    return ConfigError(f"{section or 'configuration'}: {message} ({where})")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -90,7 +104,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
 
 
-def _read_environment(environment: Mapping[str, str], known: set[str]) -> dict[str, Any]:
+def _read_environment(environment: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
     names = {PREFIX + key.replace(".", "__").upper(): key for key in known}
     for name in environment:
         if name.startswith(PREFIX) and name not in names:
@@ -107,16 +121,16 @@ def _read_environment(environment: Mapping[str, str], known: set[str]) -> dict[s
         raise ConfigError(f"environment: {error}") from error
 
 
-def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+def _leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value, info.description or ""
+            yield prefix + name, value, info
 
 
-def _flatten(values: Mapping[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and key not in known:
@@ -141,7 +155,6 @@ def _put(target: dict[str, Any], key: str, value: Any) -> None:
     target[last] = value
 
 
-def _suggest(key: str, known: set[str]) -> str:
-
+def _suggest(key: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else "; see `facetstream config show` for all keys"

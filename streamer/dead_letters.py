@@ -20,6 +20,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, StoreError, UsageError
 from streamer.kafka_clients import (
     broker_errors,
+    close_producer,
     open_admin,
     open_consumer,
     open_producer,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _BLOCK_BYTES: Final = 1 << 16
+_CLOSE_S: Final = 2.0
 _OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than the detail
 _USUAL_LIMIT: Final = 1_048_588  # max.message.bytes unless somebody sets it
 _LARGEST_REQUEST: Final = 96 << 20  # more than a fetch brings: the broker says what is too large, for this topic
@@ -186,7 +188,7 @@ class TopicDeadLetters:
         """Disconnect; idempotent. Everything written is confirmed already."""
         if self._open:
             self._open = False
-            self._producer.close(timeout=2)
+            close_producer(self._producer, _CLOSE_S)
 
     def _cut(self, letter: DeadLetter) -> DeadLetter:
         room = self._largest - len(letter.key or b"") - len(letter.detail.encode()) - _OVERHEAD_BYTES

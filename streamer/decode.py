@@ -115,25 +115,26 @@ class Decoder:
             try:
                 if value is None:
                     when = now_ms if records.timestamps is None else records.timestamps[row]
-                    event: AnyEvent = _tombstone(key, when, items=items)
+                    # A record of a very old producer has no time, which Kafka gives as -1.
+                    event: AnyEvent = _tombstone(key, now_ms if when < 0 else when, items=items)
                 elif len(value) > max_bytes:
                     raise RecordError(
                         Reason.OVERSIZED, f"{len(value)} bytes or more, limits.max_record_bytes is {max_bytes}"
                     )
                 else:
                     event = validate(value)
-                    if event.occurred_at > latest:
-                        raise RecordError(
-                            Reason.FUTURE,
-                            f"occurred_at {event.occurred_at} is more than limits.max_future_s = "
-                            f"{self._limits.max_future_s} s after this machine's clock ({now_ms})",
-                        )
                     if key is not None and key != event.item_id.encode():
                         raise RecordError(
                             Reason.KEY_MISMATCH, f"record key {key[:64]!r} is not the item_id {event.item_id[:64]!r}"
                         )
                     if items and not isinstance(event, ItemDeleted):
                         self._check_content(event)  # type: ignore[arg-type]  # items yields no Engagement
+                if event.occurred_at > latest:
+                    raise RecordError(
+                        Reason.FUTURE,
+                        f"occurred_at {event.occurred_at} is more than limits.max_future_s = "
+                        f"{self._limits.max_future_s} s after this machine's clock ({now_ms})",
+                    )
             except ValidationError as error:
                 letters.append(_letter(records, offset, key, value, *_explain(error)))
             except RecordError as error:

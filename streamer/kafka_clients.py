@@ -16,7 +16,7 @@ import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
-from kafka.errors import KafkaError, for_code
+from kafka.errors import KafkaError, KafkaTimeoutError, for_code
 from kafka.net.compat import KafkaNetClient
 
 from schemas.config import KafkaConfig
@@ -79,6 +79,16 @@ def open_producer(config: KafkaConfig, **options: Any) -> KafkaProducer:
         "max_block_ms": request_ms,
     }
     return _open(KafkaProducer, config, **settings | options)
+
+
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close it within about twice ``timeout_s``, also when the broker is away; what is not confirmed by then is lost."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaTimeoutError:  # of the flush that comes first; kafka-python then leaves thread and sockets running
+        log.warning("kafka_unconfirmed_records_dropped")
+        producer._sender.force_close()  # noqa: SLF001  # there is no public way
+        producer._sender.join(timeout_s)  # noqa: SLF001
 
 
 def open_admin(config: KafkaConfig) -> KafkaAdminClient:

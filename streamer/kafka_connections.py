@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from kafka.errors import AuthorizationError, KafkaConnectionError, KafkaError, SaslAuthenticationFailedError
 from kafka.net.compat import KafkaNetClient
@@ -16,6 +17,9 @@ from kafka.net.inet import KafkaNetSocket, create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport
+
+if TYPE_CHECKING:
+    import socket
 
 
 class UntrustedError(KafkaError):  # type: ignore[misc]  # kafka-python ships no types
@@ -26,7 +30,23 @@ REFUSALS: Final = (SaslAuthenticationFailedError, AuthorizationError, UntrustedE
 DIRECTLY: Final = "direct://"
 
 
-class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships no types
+class _Loop(NetworkSelector):  # type: ignore[misc]
+    """An event loop that closes its connections when it ends.
+
+    kafka-python leaves a socket open whose connection has something to send, or is being made, at that moment.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.sockets: WeakSet[socket.socket] = WeakSet()
+
+    def close(self) -> None:
+        super().close()  # returns when the network thread has ended: nobody uses the sockets any more
+        for each in list(self.sockets):
+            each.close()
+
+
+class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]
     """A plain connection, found by the "proxy" address :data:`DIRECTLY`, that is closed when it fails.
 
     kafka-python drops the socket of a refused connection without closing it; a broker that is away for an hour would
@@ -36,6 +56,7 @@ class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # kafka-python ships
     SCHEMES = ("direct",)
 
     async def sock_connect(self, net: Any, sock: Any, sockaddr: Any, timeout_at: float | None = None) -> Any:
+        net.sockets.add(sock)
         try:
             return await super().sock_connect(net, sock, sockaddr, timeout_at=timeout_at)
         except BaseException:
@@ -47,7 +68,8 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     """Connections that remember why they failed.
 
     Attributes:
-        failure: why the last connection could not be made; None if none failed.
+        failure: why a connection could not be made: a refusal if there was one, else the first failure, as the last
+            attempts fail for lack of time. None if none failed.
     """
 
     failure: Exception | None = None
@@ -64,7 +86,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         return connection
 
     def _remember(self, failure: Exception) -> None:
-        if not isinstance(self.failure, REFUSALS):  # which tells more than the timeout that may follow it
+        if self.failure is None or isinstance(failure, REFUSALS):
             self.failure = failure
 
     async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
@@ -77,6 +99,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         options, proxy = self.config["socket_options"], self.config["proxy_url"]
         sock = await create_connection(self._net, node.host, node.port, options, proxy_url=proxy, timeout_at=timeout_at)
         transport = KafkaSSLTransport(self._net, sock, host=node.host, ssl_context=self.config["ssl_context"])
+        self._net.sockets.add(transport._sock)  # noqa: SLF001  # TLS has put its own in the place of the other
         left_ms = None if timeout_at is None else max(0.0, timeout_at - time.monotonic()) * 1000
         try:
             await self.wait_for(self.call_soon(transport.handshake), left_ms)
@@ -93,7 +116,7 @@ def make_client(**settings: Any) -> KafkaNetClient:
     Consumer and producer accept ``allow_auto_create_topics`` but never hand it on: their requests for metadata would
     create whatever topic they name. Here it is off for all.
     """
-    net = NetworkSelector(**settings)
+    net = _Loop(**settings)
     client = KafkaNetClient(net, Connections(net, **settings), **settings)
     client.cluster.config["allow_auto_create_topics"] = False
     return client

@@ -24,7 +24,14 @@ from kafka.partitioner.default import murmur2
 from schemas.errors import BrokerError, ConfigError, UsageError
 from schemas.events import parse_time_ms
 from streamer.eventlog_format import discover
-from streamer.kafka_clients import broker_errors, open_admin, open_producer, partition_counts, topic_settings
+from streamer.kafka_clients import (
+    broker_errors,
+    close_producer,
+    open_admin,
+    open_producer,
+    partition_counts,
+    topic_settings,
+)
 from streamer.sources.base import Stream
 from streamer.sources.eventlog_lines import LineReader
 
@@ -48,6 +55,7 @@ _LINGER_MS: Final = 5
 _UNCONFIRMED_RECORDS: Final = 8_192
 _UNCONFIRMED_BYTES: Final = 32 << 20
 _UNCONFIRMED_S: Final = 1.0
+_CLOSE_S: Final = 2.0
 _CACHED_KEYS: Final = 1 << 18
 
 
@@ -125,7 +133,7 @@ def produce_event_log(
                 out.send(event)
             out.confirm()
     finally:
-        producer.close(timeout=2)
+        close_producer(producer, _CLOSE_S)
     out.counts.seconds = time.monotonic() - started
     return out.counts
 

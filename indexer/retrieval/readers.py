@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,12 +36,16 @@ class IndexReader(Protocol):
 
     meta: StoreMeta
 
+    def frozen(self) -> AbstractContextManager[object]:
+        """While it is entered, all calls answer from one state: no split or merge comes between them. Keep it short."""
+        ...
+
     def locate(self, item_ids: Sequence[str]) -> Located:
         """Find items by id."""
         ...
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
-        """Up to ``limit`` ordinals of a posting list."""
+        """The newest ``limit`` members of a posting list: its greatest ordinals, ascending."""
         ...
 
     def vectors(self, facet: int, ordinals: I64) -> F32:
@@ -71,6 +76,10 @@ class ViewReader:
         self._view = view
         self.meta = view.meta
 
+    def frozen(self) -> AbstractContextManager[object]:
+        """See :class:`IndexReader`; the writer waits meanwhile."""
+        return self._view.lock
+
     def locate(self, item_ids: Sequence[str]) -> Located:
         """See :class:`IndexReader`."""
         with self._view.lock:
@@ -87,7 +96,9 @@ class ViewReader:
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""
         with self._view.lock:
-            return self._view.facets[facet].members.row(leaf)[:limit].astype(np.int64)
+            members = self._view.facets[facet].members.row(leaf)
+        # In the order of the store: the view's own depends on what was moved when, and answers must not.
+        return np.sort(members)[-limit:].astype(np.int64)
 
     def vectors(self, facet: int, ordinals: I64) -> F32:
         """See :class:`IndexReader`."""
@@ -124,6 +135,10 @@ class StoreReader:
         self.meta = store.meta()
         self._kinds = len(store.totals().kinds)
 
+    def frozen(self) -> AbstractContextManager[object]:
+        """See :class:`IndexReader`; a store stands still between two catch-ups."""
+        return nullcontext()
+
     def locate(self, item_ids: Sequence[str]) -> Located:
         """See :class:`IndexReader`."""
         found: list[int] = []
@@ -136,7 +151,7 @@ class StoreReader:
             if key is None or record is None or record.state != ItemState.LIVE:
                 missing.append(item_id)
             else:
-                found.append(keys.U64.unpack(key)[0])
+                found.append(keys.u64(key, "ids"))
                 leaves.append(record.leaf)
         ordinals = np.array(found, np.int64)
         vectors = self._store.vectors(ordinals, self.meta.facets, self.meta.dim).astype(np.float32)
@@ -145,12 +160,8 @@ class StoreReader:
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""
-        found: list[bytes] = []
-        for key in self._store.scan_keys("postings", keys.FACET_U32.pack(facet, leaf)):
-            if len(found) == limit:
-                break
-            found.append(key)
-        return keys.posting_arrays(found)[2]
+        found = list(self._store.scan_keys("postings", keys.FACET_U32.pack(facet, leaf)))
+        return keys.posting_arrays(found[-limit:])[2]
 
     def vectors(self, facet: int, ordinals: I64) -> F32:
         """See :class:`IndexReader`."""
@@ -161,7 +172,7 @@ class StoreReader:
         ids: list[int] = []
         centroids: list[npt.NDArray[np.float32]] = []
         for key, value in self._store.scan("leaves", bytes([facet])):
-            ids.append(keys.FACET_U32.unpack(key)[1])
+            ids.append(keys.numbered(key, "leaves"))
             centroids.append(keys.leaf_record(value).centroid)
         return np.array(ids, np.int64), np.array(centroids, np.float32).reshape(-1, self.meta.dim)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from indexer.retrieval.readers import IndexReader, Located
 from indexer.retrieval.select import Selected, Votes, select_leaves
 from schemas.config import RetrievalConfig
+from schemas.errors import UsageError
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -24,7 +25,7 @@ class Candidates:
     Attributes:
         ordinals: (n,).
         scores: (n,) float64: weighted similarity plus priors.
-        facets, leaves: (n,) where each was found.
+        facets, leaves: (n,) where each scored best.
         selected: the leaves that were read.
         scored: members scored on the way.
         missing: triggers that are not live.
@@ -59,11 +60,24 @@ def retrieve(
         config: k, K, weights.
         now_ms: the time at which decayed counts and ages are taken, epoch milliseconds.
         seed: of multinomial selection.
+
+    Raises:
+        UsageError: if ``config.decay`` names a half-life that this index does not count.
     """
     began = time.perf_counter()
-    triggers = reader.locate(item_ids)
-    selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
-    parts = [_score_leaf(reader, triggers, selected, at, config, now_ms) for at in range(len(selected.leaf))]
+    if config.decay >= len(reader.meta.half_lives_s):
+        raise UsageError(
+            f"retrieval.decay is {config.decay}, but this index counts {len(reader.meta.half_lives_s)} half-lives, "
+            "numbered from 0"
+        )
+    with reader.frozen():  # else a split in between would empty a leaf after it was chosen
+        triggers = reader.locate(item_ids)
+        selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
+        members = [
+            reader.members(facet, leaf, config.scan)
+            for facet, leaf in zip(selected.facet.tolist(), selected.leaf.tolist(), strict=True)
+        ]
+    parts = [_score_leaf(reader, triggers, selected, at, found, config, now_ms) for at, found in enumerate(members)]
     lengths = np.array([len(part[0]) for part in parts], np.int64)
     ordinals = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
     scores = np.concatenate([part[1] for part in parts]) if parts else np.empty(0)
@@ -75,7 +89,11 @@ def retrieve(
     # Best first among those within quota, then best first among the rest; the first appearance of an item counts.
     order = np.lexsort((ordinals, -scores, ~within_quota))
     _, first = np.unique(ordinals[order], return_index=True)
-    kept = order[np.sort(first)][: config.k]
+    chosen = ordinals[order[np.sort(first)][: config.k]]
+    # Which leaf let an item in does not matter any more: it is shown where it scored best.
+    by_item = np.lexsort((slot, -scores, ordinals))
+    distinct, best = np.unique(ordinals[by_item], return_index=True)
+    kept = by_item[best[np.searchsorted(distinct, chosen)]]
     kept = kept[np.lexsort((ordinals[kept], -scores[kept]))]
     return Candidates(
         ordinals[kept],
@@ -115,11 +133,16 @@ def _nearest_leaves(vectors: F32, centroids: F32, count: int) -> I64:
 
 
 def _score_leaf(
-    reader: IndexReader, triggers: Located, selected: Selected, at: int, config: RetrievalConfig, now_ms: int
+    reader: IndexReader,
+    triggers: Located,
+    selected: Selected,
+    at: int,
+    members: I64,
+    config: RetrievalConfig,
+    now_ms: int,
 ) -> tuple[I64, npt.NDArray[np.float64]]:
     """A leaf's members without the triggers, best first, with their scores."""
-    facet, leaf = int(selected.facet[at]), int(selected.leaf[at])
-    members = reader.members(facet, leaf, config.scan)
+    facet = int(selected.facet[at])
     members = members[~np.isin(members, triggers.ordinals)]
     wanted = triggers.vectors[selected.voters[at], facet]
     similarity = (reader.vectors(facet, members) @ wanted.T).max(1) if len(members) else np.empty(0)

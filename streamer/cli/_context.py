@@ -12,9 +12,10 @@ import orjson
 import structlog
 import typer
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from schemas.config import Config, LogConfig
 from schemas.settings import Settings, load_settings
@@ -27,7 +28,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log at level debug.")]
 ModelDir = Annotated[Path | None, typer.Option("--model", help="Model artifact directory.")]
 
-out = Console()
+_PIPED_WIDTH = 160  # where the output is no terminal, nobody is served by lines cut at 80
+out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 err = Console(stderr=True)
 
 
@@ -90,9 +92,21 @@ def progress_bar() -> Progress:
     )
 
 
-def grid(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A plain table."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+class Grid(Table):
+    """A plain table below a heading that may be wider than it, or stand alone."""
+
+    heading: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.heading)
+        if self.columns:
+            yield from super().__rich_console__(console, options)
+
+
+def grid(heading: str, *columns: str, right: tuple[str, ...] = ()) -> Grid:
+    """A table with these columns, some aligned to the right."""
+    table = Grid(box=None, pad_edge=False, header_style="bold")
+    table.heading = heading
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
     return table

@@ -58,6 +58,7 @@ def evaluate_split(
     systems: list[SystemRecall] = [
         evaluation.popularity(None),
         evaluation.popularity(30 * _DAY_S),
+        evaluation.popularity(365 * _DAY_S),
         evaluation.exact(encoded.vectors),
     ]
     for name, weight in (

@@ -92,6 +92,6 @@ def test_any_text_keeps_its_bits_under_any_cut(model, texts, cut, threads):
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_of_tags_and_attributes_does_not_matter(model, labels, random):
     shuffled = random.sample(labels, len(labels))
-    one = ItemContent(tags=labels, attributes={label: "v" for label in labels})
-    other = ItemContent(tags=shuffled, attributes={label: "v" for label in shuffled})
+    one = ItemContent(tags=labels, attributes=dict.fromkeys(labels, "v"))
+    other = ItemContent(tags=shuffled, attributes=dict.fromkeys(shuffled, "v"))
     assert same(model.encode([one]), model.encode([other]), np.array([0]))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model_runtime import fixed_point as fx
-from model_runtime.codebook import Codebook, raw_indices, reconstruct
+from model_runtime.codebook import Codebook, raw_indices, reconstruct, too_long
 
 
 def grid(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -19,9 +19,7 @@ def plain_codes(vector: np.ndarray, book: np.ndarray) -> list[int]:
     residual = [Fraction(float(x)) for x in vector]
     codes = []
     for layer in book:
-        distances = [
-            sum((r - Fraction(float(c))) ** 2 for r, c in zip(residual, word, strict=True)) for word in layer
-        ]
+        distances = [sum((r - Fraction(float(c))) ** 2 for r, c in zip(residual, word, strict=True)) for word in layer]
         codes.append(distances.index(min(distances)))
         residual = [r - Fraction(float(c)) for r, c in zip(residual, layer[codes[-1]], strict=True)]
     return codes
@@ -55,6 +53,21 @@ def test_reconstruction_adds_the_picked_codewords():
     codes = rng.integers(0, 4, (6, 2, 3)).astype(np.int32)
     expected = words[1, 0, codes[2, 1, 0]] + words[1, 1, codes[2, 1, 1]] + words[1, 2, codes[2, 1, 2]]
     assert np.allclose(reconstruct(codes, words)[2, 1], expected)
+
+
+def test_codewords_too_long_for_exact_distances_are_told_from_the_longest_allowed():
+    almost_two = fx.CODEWORD_LIMIT - 2.0**-fx.CODEWORD_BITS
+    assert not too_long(np.full((1, 8, 2, 64), almost_two, np.float32))
+    assert too_long(np.full((1, 8, 2, 1024), almost_two, np.float32))
+
+
+def test_distances_of_the_longest_codewords_are_still_exact():
+    rng = np.random.default_rng(2)
+    words = np.full((1, 4, 3, 64), fx.CODEWORD_LIMIT, np.float32) * rng.choice([-1, 1], (1, 4, 3, 64))
+    words = fx.snap(words - rng.integers(0, 3, words.shape) * 2.0**-16, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+    vector = rng.normal(0, 0.125, (1, 1, 64)).astype(np.float16)
+    codes = Codebook(words, torch.device("cpu")).assign(vector)
+    assert codes[0, 0].tolist() == plain_codes(vector[0, 0], words[0])
 
 
 def test_no_vectors_have_no_codes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 
 import numpy as np
@@ -65,10 +66,7 @@ def plain_text_groups(text: str) -> list[list[int]]:
     hashes = [plain_mix(plain_hash(word)) for word in words]
     groups = [
         [plain_bucket(h, 1, 1) for h in hashes],
-        [
-            plain_bucket((a * int(hashing.JOIN) + b) & MASK, 1, 2)
-            for a, b in zip(hashes[:-1], hashes[1:], strict=True)
-        ],
+        [plain_bucket((a * int(hashing.JOIN) + b) & MASK, 1, 2) for a, b in itertools.pairwise(hashes)],
     ]
     for n in (3, 4):
         grams = []

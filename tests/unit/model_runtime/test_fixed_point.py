@@ -18,7 +18,9 @@ def test_snapping_gives_grid_values_inside_the_limit_and_no_negative_zero():
     assert fx.off_grid(snapped, 4, 2.0) is None
 
 
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (np.inf, "NaN"), (2.0, "2 or more"), (0.1, "multiple")])
+@pytest.mark.parametrize(
+    ("value", "message"), [(np.nan, "NaN"), (np.inf, "NaN"), (2.0, "2 or more"), (0.1, "multiple")]
+)
 def test_values_off_the_grid_are_named(value, message):
     assert message in (fx.off_grid(np.array([value], np.float32), 4, 2.0) or "")
 

@@ -143,6 +143,15 @@ def test_values_that_cannot_be_computed_with_are_refused(copy, file, name, value
     refused(copy, rf"{name} .*{message}")
 
 
+def test_codewords_too_long_to_compare_exactly_are_refused(tmp_path):
+    model = FrozenModel.untrained(
+        facets=1, layers=8, codewords=2, dim=1024, token_dim=8, features=FeatureSpec(buckets=1 << 8)
+    )
+    model.save(tmp_path / "model")
+    replace_tensors(tmp_path / "model", "codebook.safetensors", lambda tensors: tensors["codewords"].fill(1.5))
+    refused(tmp_path / "model", "too long")
+
+
 def test_a_width_beyond_exact_sums_is_refused(copy):
     edit_manifest(copy, hidden=[4096])
     refused(copy, "width 4096")

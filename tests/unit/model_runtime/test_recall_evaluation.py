@@ -126,7 +126,11 @@ def test_within_leaves_only_items_of_a_triggers_leaf_are_scored():
 
 def test_one_leaf_for_all_is_exact_search():
     rng = np.random.default_rng(0)
-    log = log_of([(u, int(i), t) for t, (u, i) in enumerate(zip([0, 1] * 60, rng.integers(0, 900, 120), strict=True))], [0] * 900, users=2)
+    log = log_of(
+        [(u, int(i), t) for t, (u, i) in enumerate(zip([0, 1] * 60, rng.integers(0, 900, 120), strict=True))],
+        [0] * 900,
+        users=2,
+    )
     vectors = rng.standard_normal((900, 2, 8)).astype(np.float16)
     measured = evaluation(log, 60)
     exact, leaves = measured.exact(vectors), measured.within_leaves(vectors, np.zeros((900, 2), np.uint32))

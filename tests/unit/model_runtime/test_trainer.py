@@ -115,7 +115,10 @@ def test_events_from_until_on_change_nothing():
     late = log.time >= until
     other = TrainingLog(
         **{name: getattr(log, name) for name in log.__slots__}
-        | {"item": np.where(late, 0, log.item).astype(np.int32), "value": np.where(late, 1, log.value).astype(np.float32)}
+        | {
+            "item": np.where(late, 0, log.item).astype(np.int32),
+            "value": np.where(late, 1, log.value).astype(np.float32),
+        }
     )
     config = CONFIG.model_copy(update={"steps": 10})
     one, two = (train(part, config, until_ms=until).artifact.manifest for part in (log, other))

@@ -83,7 +83,10 @@ def test_nothing_at_or_after_until_is_read_and_a_later_delete_has_not_happened(e
 
 
 def test_content_is_the_latest_by_default_and_bounded_on_request(events):
-    titles = {i: c.title for i, c in zip(*(getattr(read_training_log(events), n) for n in ("item_ids", "contents")), strict=True)}
+    titles = {
+        i: c.title
+        for i, c in zip(*(getattr(read_training_log(events), n) for n in ("item_ids", "contents")), strict=True)
+    }
     assert titles == {"a": "new", "b": "t", "late": "second"}
     log = read_training_log(events, content_until_ms=50)
     assert [content.title for content in log.contents] == ["old", "t", "first"]

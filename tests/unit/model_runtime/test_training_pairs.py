@@ -55,7 +55,15 @@ def pairs(label: FacetLabel, reach: int = 10, log: TrainingLog = HISTORY) -> set
 def test_next_pairs_run_forward_within_one_user_and_the_window():
     assert pairs(FacetLabel(name="n", kind="next", window_s=86_400)) == {(0, 1), (0, 2), (1, 2)}
     assert pairs(FacetLabel(name="n", kind="next", window_s=5_000)) == {(0, 1), (1, 2)}
-    assert pairs(FacetLabel(name="n", kind="next", window_s=10**8)) == {(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (3, 4)}
+    assert pairs(FacetLabel(name="n", kind="next", window_s=10**8)) == {
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (0, 3),
+        (1, 3),
+        (2, 3),
+        (3, 4),
+    }
 
 
 def test_a_window_is_closed_at_both_ends():

@@ -1,0 +1,114 @@
+"""The daemon as its users meet it: a process of its own, asked over HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Self
+
+import orjson
+
+DEADLINE_S: Final = 600.0
+_ASK_EVERY_S: Final = 0.01
+
+
+class DaemonError(Exception):
+    """The daemon ended, or did not do in time what was waited for."""
+
+
+class Daemon:
+    """``facetstream run`` on an event log that it follows, from the moment its process is started.
+
+    Attributes:
+        started: monotonic seconds of the start.
+    """
+
+    def __init__(self, data_dir: Path, model: Path, log: Path) -> None:
+        self._state = data_dir / "daemon.json"
+        command = ["run", "--events", str(log), "--model", str(model), "--data-dir", str(data_dir), "--port", "0"]
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "streamer.cli", *command],
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"FACETSTREAM_LOG__LEVEL": "warning"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    def answering_after(self) -> float:
+        """Seconds from the start until the index is loaded and HTTP answers."""
+        self.until(lambda: bool(self.get("/livez")))
+        return time.monotonic() - self.started
+
+    def ready_after(self) -> float:
+        """Seconds from the start until everything in the log is applied."""
+
+        def ready() -> bool:
+            found = self.get("/readyz")
+            return found is not None and bool(found["caught_up"]) and found["lag"] == 0
+
+        self.until(ready)
+        return time.monotonic() - self.started
+
+    def items_live(self) -> int:
+        """As ``/status`` says."""
+        found = self.get("/status")
+        return 0 if found is None else int(found["items_live"])
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """The document at ``path``, whatever the status; None while there is no daemon to ask."""
+        try:
+            state = orjson.loads(self._state.read_bytes())
+            if state["pid"] != self._process.pid:
+                return None  # of one that was killed
+            with urllib.request.urlopen(state["url"] + path, timeout=30) as answer:  # noqa: S310  # loopback
+                found: dict[str, Any] = orjson.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            found = orjson.loads(error.read())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition.
+
+        Raises:
+            DaemonError: if the process ends first, or ``DEADLINE_S`` pass.
+        """
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            if self._process.poll() is not None:
+                raise DaemonError(f"the daemon ended with status {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise DaemonError(f"the daemon did not get there within {DEADLINE_S:g} s")
+            time.sleep(_ASK_EVERY_S)
+
+    def stop(self) -> float:
+        """SIGTERM; seconds until it has ended in good order.
+
+        Raises:
+            DaemonError: if it did not.
+        """
+        began = time.monotonic()
+        self._process.terminate()
+        if self._process.wait(DEADLINE_S) != 0:
+            raise DaemonError(f"the daemon stopped with status {self._process.returncode}")
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
