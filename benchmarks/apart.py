@@ -43,7 +43,8 @@ class Apart:
         name = f"{function.__module__}:{function.__name__}"
         assert function.__module__ != "__main__", "a fresh process cannot import from __main__"
         self._name = name
-        self._told = tempfile.TemporaryFile()  # a pipe that nobody reads yet would hold the process back
+        # A file, as a pipe that nobody reads yet would hold the process back.
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the context is left
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.apart", name],
             stdin=subprocess.PIPE,

@@ -40,9 +40,7 @@ def fresh_topics(bootstrap: str, partitions: int) -> dict[str, Any]:
         "engagements_topic": f"benchmark-engagements-{run}",
         "dead_letters_topic": f"benchmark-deadletters-{run}",
     }
-    create_topics(
-        bootstrap, {name: 1 if "dead" in name else partitions for name in names.values()}, retention_ms="-1"
-    )
+    create_topics(bootstrap, {name: 1 if "dead" in name else partitions for name in names.values()}, retention_ms="-1")
     return {"bootstrap_servers": bootstrap, "group_id": f"benchmark-{run}", **names}
 
 

@@ -19,6 +19,21 @@ DEADLINE_S: Final = 600.0
 _ASK_EVERY_S: Final = 0.01
 
 
+def ask(url: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the daemon answers, whatever the status: GET, or POST of ``document``.
+
+    Raises:
+        OSError: if nobody answers.
+    """
+    body = None if document is None else orjson.dumps(document)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body), timeout=DEADLINE_S) as answer:  # noqa: S310  # loopback
+            found: dict[str, Any] = orjson.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        found = orjson.loads(error.read())
+    return found
+
+
 class DaemonError(Exception):
     """The daemon ended, or did not do in time what was waited for."""
 
@@ -50,14 +65,14 @@ class Daemon:
 
     def answering_after(self) -> float:
         """Seconds from the start until the index is loaded and HTTP answers."""
-        self.until(lambda: bool(self.get("/livez")))
+        self.until(lambda: bool(self.ask("/livez")))
         return time.monotonic() - self.started
 
     def ready_after(self) -> float:
         """Seconds from the start until everything in the log is applied."""
 
         def ready() -> bool:
-            found = self.get("/readyz")
+            found = self.ask("/readyz")
             return found is not None and bool(found["caught_up"]) and found["lag"] == 0
 
         self.until(ready)
@@ -65,22 +80,17 @@ class Daemon:
 
     def items_live(self) -> int:
         """As ``/status`` says."""
-        found = self.get("/status")
+        found = self.ask("/status")
         return 0 if found is None else int(found["items_live"])
 
-    def get(self, path: str) -> dict[str, Any] | None:
-        """The document at ``path``, whatever the status; None while there is no daemon to ask."""
+    def ask(self, path: str, document: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """As :func:`ask`; None while there is no daemon to ask."""
         try:
             state = orjson.loads(self._state.read_bytes())
-            if state["pid"] != self._process.pid:
-                return None  # of one that was killed
-            with urllib.request.urlopen(state["url"] + path, timeout=30) as answer:  # noqa: S310  # loopback
-                found: dict[str, Any] = orjson.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            found = orjson.loads(error.read())
+            # The file of one that was killed stays.
+            return ask(state["url"] + path, document) if state["pid"] == self._process.pid else None
         except (OSError, ValueError):
             return None
-        return found
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition.

@@ -8,11 +8,11 @@ index that already holds as many items. Two loads: items alone, and items with a
 
 An item's latency runs from just before ``send`` is called to just after the batch with it is in the live view, where
 its vectors, its posting in each facet and its id are visible at once to every query. The daemon notes the time after
-each batch; as there is one partition, the offset that the broker confirmed tells the batch. All items are measured, with
-the machine's one monotonic clock in both processes. That is more precise than polling over HTTP, and does not take the
-daemon's time. Whether it is also true is checked from outside: meanwhile a few *twins*, items with the content of one
-that is there, are sent and the daemon is asked over HTTP, every 5 ms, for what is near the original, until the twin is
-among the results. Twins' latencies contain the polling and the query itself.
+each batch; as there is one partition, the offset that the broker confirmed tells the batch. All items are measured,
+with the machine's one monotonic clock in both processes. That is more precise than polling over HTTP, and does not take
+the daemon's time. Whether it is also true is checked from outside: meanwhile a few *twins*, items with the content of
+one that is there, are sent and the daemon is asked over HTTP, every 5 ms, for what is near the original, until the twin
+is among the results. Twins' latencies contain the polling and the query itself.
 
 The peer is the floor under any consumer: the same source polled in a loop that does nothing with the records.
 
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +34,7 @@ import orjson
 from benchmarks import watched, whole
 from benchmarks.apart import Answer, Apart, ApartError
 from benchmarks.broker import broker, fresh_topics, produce
+from benchmarks.daemons import ask
 from benchmarks.load import engagement_lines, item_id, item_lines, write_log
 from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
@@ -91,12 +91,12 @@ def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat
 
     with Apart(watched.daemon, {"config": config}, {}) as daemon:
         url = _address(Path(config["data_dir"]), daemon)
-        _until(lambda: _status(url)["items_live"] >= n, daemon)
+        _until(lambda: ask(f"{url}/status")["items_live"] >= n, daemon)
         lines = _written(folder / "lines", item_lines(n, first=n))
         with Apart(watched.producer, send | {"lines": lines, "first": n}, {}) as producer:
             twins = _twins(url, kafka, n, producer)
             sent = producer.answer()
-        _until(lambda: _status(url)["items_live"] >= 2 * n + len(twins), daemon)
+        _until(lambda: ask(f"{url}/status")["items_live"] >= 2 * n + len(twins), daemon)
         daemon.stop()
         seen = daemon.answer()
     _add(result, load, _SYSTEMS[0], _latencies(sent, seen))
@@ -142,7 +142,7 @@ def _twins(url: str, kafka: dict[str, Any], before: int, producer: Apart) -> lis
             twin = content | {"item_id": f"twin-{number}"}
             out.send(config.items_topic, orjson.dumps(twin), twin["item_id"].encode())
             question = {"items": [item_id(number)], "k": 50}
-            while twin["item_id"] not in {row["item_id"] for row in _post(url, question)["results"]}:
+            while twin["item_id"] not in {row["item_id"] for row in ask(f"{url}/query", question)["results"]}:
                 if time.monotonic() - started > _DEADLINE_S:
                     raise ApartError(f"{twin['item_id']} was not found within {_DEADLINE_S:g} s")
                 time.sleep(_ASK_EVERY_S)
@@ -162,19 +162,6 @@ def _address(data_dir: Path, daemon: Apart) -> str:
     state = data_dir / "daemon.json"
     _until(state.exists, daemon)
     return str(json.loads(state.read_text())["url"])
-
-
-def _status(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:  # noqa: S310  # our daemon, on loopback
-        found: dict[str, Any] = orjson.loads(answer.read())
-    return found
-
-
-def _post(url: str, document: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(f"{url}/query", orjson.dumps(document))  # noqa: S310  # as above
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310  # as above
-        found: dict[str, Any] = orjson.loads(answer.read())
-    return found
 
 
 def _until(condition: Callable[[], bool], process: Apart) -> None:

@@ -18,6 +18,8 @@ defaults. The model is untrained: F = 3 facets, L = 2 layers of M = 256 codeword
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from benchmarks.report import Result, alternating
 SIZE = 300_000
 PARTITIONS = 4
 STREAMS = ("items", "engagements")
+Place = tuple[Path | None, dict[str, Any] | None]
+"""Where events come from: an event log, or the ``kafka`` section that names topics."""
 OURS, WITHOUT, BARE = "facetstream", "facetstream, no rebalancing", "bare path"
 
 
@@ -47,7 +51,7 @@ def run(options: Options) -> Result:
         "engagements": write_log(options.workdir / "engagements", items, engagements),
     }
     make_model(options.workdir)
-    sources: list[tuple[Path | None, dict[str, Any] | None]] = [(logs[stream], None) for stream in STREAMS]
+    sources: list[Place] = [(logs[stream], None) for stream in STREAMS]
     systems = {
         OURS: partial(_ours, rebalance=True),
         WITHOUT: partial(_ours, rebalance=False),
@@ -60,9 +64,9 @@ def run(options: Options) -> Result:
         if bootstrap is None:
             result.skip("through the broker", why_not)
         else:
-            full = _topics_with(bootstrap, options.workdir, items, engagements)
+            full = _topics_with(bootstrap, options.workdir, engagements)
             result.details["produced_per_second"] = round(full.pop("rate"))
-            through = [(None, full["items"]), (None, full["engagements"])]
+            through: list[Place] = [(None, full["items"]), (None, full["engagements"])]
             _measure(result, options, "broker", through, {name: systems[name] for name in (OURS, *list(systems)[2:])})
 
     result.goal("items/s, event log", result.median(f"items, event log: {OURS}"), "at least", 25_000)
@@ -75,16 +79,13 @@ def run(options: Options) -> Result:
     return result
 
 
-def _topics_with(
-    bootstrap: str, workdir: Path, items: list[bytes], engagements: list[bytes]
-) -> dict[str, Any]:
-    """``kafka`` sections of the two phases, the second with the first's items; the topics of the first have no end."""
+def _topics_with(bootstrap: str, workdir: Path, engagements: list[bytes]) -> dict[str, Any]:
+    """``kafka`` sections of the two phases: the same items in both, engagements in the second alone."""
     kafka, later = fresh_topics(bootstrap, PARTITIONS), fresh_topics(bootstrap, PARTITIONS)
     say("producing to the broker")
     rate = produce(workdir / "items", kafka)
     only = write_log(workdir / "only-engagements", [], engagements)
     produce(only, later)
-    del items
     return {"rate": rate, "items": kafka, "engagements": kafka | {"engagements_topic": later["engagements_topic"]}}
 
 
@@ -92,12 +93,14 @@ def _measure(
     result: Result,
     options: Options,
     where: str,
-    sources: list[tuple[Path | None, dict[str, Any] | None]],
+    sources: Sequence[Place],
     systems: dict[str, Any],
 ) -> None:
     for number, name in enumerate(alternating(list(systems), options.repeats)):
         say(f"{where}, {number + 1} of {len(systems) * options.repeats}: {name}")
-        answer: Answer = systems[name](options, sources, f"{where}-{number}".replace(" ", "-"))
+        folder = f"data-{where}-{number}".replace(" ", "-")
+        answer: Answer = systems[name](options, sources, folder)
+        shutil.rmtree(options.workdir / folder)
         for stream, phase in zip(STREAMS, answer["phases"], strict=True):
             assert phase["records"] == options.size, f"{name} applied {phase['records']} of {options.size} {stream}"
             result.add(f"{stream}, {where}: {name}", "/s", phase["records"] / phase["applied_s"])
@@ -108,33 +111,29 @@ def _measure(
         fastest = max(
             (name for name in systems if name.startswith(BARE)), key=lambda s: result.median(f"{stream}, {where}: {s}")
         )
+        ours, theirs = f"{stream}, {where}: {OURS}", f"{stream}, {where}: {fastest}"
+        result.ratio(f"bare / ours, {stream}, {where}", theirs, ours)
         result.ratio(
-            f"bare / ours, {stream}, {where}", f"{stream}, {where}: {fastest}", f"{stream}, {where}: {OURS}"
+            f"processor time, ours / bare, {stream}, {where}", *(f"processor time, {name}" for name in (ours, theirs))
         )
 
 
 def _phases(
     options: Options,
-    sources: list[tuple[Path | None, dict[str, Any] | None]],
+    sources: Sequence[Place],
     folder: str,
     **sections: dict[str, Any],
 ) -> list[dict[str, Any]]:
     data_dir = str(options.workdir / folder)
-    return [
-        whole.settings(options.workdir, log, kafka, **sections) | {"data_dir": data_dir} for log, kafka in sources
-    ]
+    return [whole.settings(options.workdir, log, kafka, **sections) | {"data_dir": data_dir} for log, kafka in sources]
 
 
-def _ours(
-    options: Options, sources: list[tuple[Path | None, dict[str, Any] | None]], folder: str, *, rebalance: bool
-) -> Answer:
+def _ours(options: Options, sources: Sequence[Place], folder: str, *, rebalance: bool) -> Answer:
     phases = _phases(options, sources, folder, rebalance={"enabled": rebalance})
     return call(whole.ingest, {"phases": phases}, apart=options.apart)
 
 
-def _bare(
-    options: Options, sources: list[tuple[Path | None, dict[str, Any] | None]], folder: str, *, threads: int
-) -> Answer:
+def _bare(options: Options, sources: Sequence[Place], folder: str, *, threads: int) -> Answer:
     phases = _phases(options, sources, folder)
     return call(bare.ingest, {"phases": phases, "threads": threads}, apart=options.apart)
 

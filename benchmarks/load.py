@@ -108,13 +108,14 @@ def write_log(path: Path, items: list[bytes], engagements: list[bytes]) -> Path:
     return path
 
 
-def _items(first: int, rng: np.random.Generator, titles: list[str], *, crowd: bool = False, topic: I64 | None = None) -> list[bytes]:
+def _items(
+    first: int, rng: np.random.Generator, titles: list[str], *, crowd: bool = False, topic: I64 | None = None
+) -> list[bytes]:
     count = len(titles)
     one = 1 if crowd else None  # all alike
     labels = rng.integers(0, one or _CATEGORIES, (count, 3))
     chosen = [
-        [f"category-{label}" for label in dict.fromkeys(row[:n])]
-        for row, n in _rows(labels, rng.integers(1, 4, count))
+        [f"category-{label}" for label in dict.fromkeys(row[:n])] for row, n in _rows(labels, rng.integers(1, 4, count))
     ]
     creators = _zipf(rng, one or 2_000, (count,)).tolist() if topic is None else topic.tolist()
     if topic is not None:
@@ -144,7 +145,8 @@ def _rows(table: I64, lengths: I64) -> list[tuple[list[int], int]]:
 def _zipf(rng: np.random.Generator, size: int, shape: tuple[int, ...]) -> I64:
     """Ranks from 0 with probability proportional to 1 / (rank + 1)."""
     cumulative = np.cumsum(1 / np.arange(1, size + 1))
-    return np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]).astype(np.int64)
+    ranks: I64 = np.searchsorted(cumulative, rng.random(shape) * cumulative[-1]).astype(np.int64)
+    return ranks
 
 
 def _vocabulary() -> list[str]:
@@ -155,5 +157,7 @@ def _vocabulary() -> list[str]:
     while len(found) < _WORDS:
         length = int(rng.integers(3, 10))
         picks = rng.integers(0, 1 << 30, length).tolist()
-        found["".join((vowels if at % 2 else consonants)[pick % (5 if at % 2 else 18)] for at, pick in enumerate(picks))] = None
+        found[
+            "".join((vowels if at % 2 else consonants)[pick % (5 if at % 2 else 18)] for at, pick in enumerate(picks))
+        ] = None
     return list(found)

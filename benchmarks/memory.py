@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory [--size N] [--repeats R] [--json]
 
-``--size`` items and as many engagements go through the pipeline into a store, which is rebalanced until idle and closed.
-In a fresh process the index is opened as a daemon opens it. RAM is given twice: what is accounted for (the live view's
-arrays with their spare room, the ids and their table) and by how much the resident set grew. Disk is the store's
+``--size`` items and as many engagements go through the pipeline into a store, which is rebalanced until idle, then
+closed. In a fresh process the index is opened as a daemon opens it. RAM is given twice: what is accounted for (the live
+view's arrays with their spare room, the ids and their table) and by how much the resident set grew. Disk is the store's
 directory after closing, and after RocksDB has compacted every family; "on disk: FAMILY" is the part of each.
 
 The peer is the least that would do: in RAM the embeddings alone (F x d float16), on disk the events as they came plus

@@ -69,9 +69,7 @@ def main(
     quiet_logs()
     with tempfile.TemporaryDirectory(prefix="facetstream-benchmark-") as workdir:
         extras = {name: float(getattr(given, name.replace("-", "_"))) for name in extra or {}}
-        options = Options(
-            given.size, given.repeats, not given.no_broker, not given.in_process, Path(workdir), extras
-        )
+        options = Options(given.size, given.repeats, not given.no_broker, not given.in_process, Path(workdir), extras)
         document = run(options).document()
     if given.json:
         print_json(document)

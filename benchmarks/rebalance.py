@@ -4,18 +4,20 @@
 
 First ``--size`` items are read from an event log into an empty store, with the compactor in the background and without
 it, in turn. The ratio says how many times faster ingestion is without it: that is the peer, the same system that does
-less. Then, on the store with it, a flash crowd follows: an eighth as many items with titles of the same eight words, which
-fall on about one in a hundred of the raw indices, so that the leaves of those overflow and have to be split while
+less. Then, on the store with it, a flash crowd follows: an eighth as many items with titles of the same eight words,
+which fall on about one in a hundred of the raw indices, so that the leaves of those overflow and have to be split while
 more keep coming.
 
-"to idle" runs from the last record being retrievable until the compactor finds nothing left to do. At the end every leaf
-has to be within its bounds, or marked, and ``verify`` has to hold; both are reported as goals.
+"to idle" runs from the last record being retrievable until the compactor finds nothing left to do. At the end every
+leaf has to be within its bounds, or marked, and ``verify`` has to hold; both are reported as goals.
 
 Units: items per second; seconds. "largest leaf" is in multiples of the upper bound, taken after every batch: above
 ``rebalance.backpressure`` (5) the writer waits for the split.
 """
 
 from __future__ import annotations
+
+import shutil
 
 from benchmarks import whole
 from benchmarks.apart import call
@@ -47,6 +49,7 @@ def run(options: Options) -> Result:
             for log in (logs if enabled else logs[:1])
         ]
         answer = call(whole.ingest, {"phases": phases, "check": enabled}, apart=options.apart)
+        shutil.rmtree(data_dir)
         first = answer["phases"][0]
         result.add(f"items {name}", "/s", first["records"] / first["applied_s"])
         result.add(f"processor time per item {name}", "us", first["cpu_to_applied_s"] / first["records"] * 1e6)

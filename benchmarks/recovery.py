@@ -72,7 +72,7 @@ def _measure(result: Result, options: Options, folder: Path, log: Path, later: l
     with Daemon(data_dir, model, log) as daemon:
         result.add("SIGKILL: answering", "s", daemon.answering_after())
         result.add("SIGKILL: ready", "s", daemon.ready_after())
-        daemon.get("/compact")
+        daemon.ask("/compact", {})
         daemon.stop()
     found = call(standing.opened, {"config": config, "check": True}, apart=options.apart)
     result.details.setdefault("verify", []).append(found["verify"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,7 @@ def print_json(document: dict[str, Any]) -> None:
 
 def print_tables(documents: Iterable[dict[str, Any]]) -> None:
     """Measures, ratios and goals, readable."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     for document in documents:
         settings = ", ".join(f"{name} {value}" for name, value in document["settings"].items())
         table = Table(title=f"{document['benchmark']} ({settings})", title_justify="left", title_style="bold")

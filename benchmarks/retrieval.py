@@ -6,7 +6,7 @@ An index of ``--size`` items in 2,000 topics of Zipf sizes is built through the 
 request is five random live items as triggers, three facets, the 500 best wanted. The index answers it with the defaults
 of ``[retrieval]`` and with settings that read more; its peer, exact search in numpy over the same embeddings in float32
 in memory, scores every item by the same formula: greatest similarity over triggers and facets, plus the prior, which is
-zero here as nobody engaged yet. One thread each, in one process without other work, the same requests in the same order.
+zero here as nobody engaged yet. One thread each, in one process without other work, the same requests in one order.
 
 Units: requests per second; milliseconds; "scored" = members scored per request. Recall = share of exact search's 500
 that the index returned; reach = share that was among the members it read: what separates the two is given up on

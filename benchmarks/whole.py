@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.apart import Answer, settle_heap
 from indexer.index import Index
@@ -15,6 +16,7 @@ from indexer.rebalance.compactor import out_of_bounds
 from indexer.verify import verify
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
+from schemas.events import ITEM_EVENT, ItemContent
 from streamer.daemon import open_sink, open_source
 from streamer.generations import load_model, open_index, store_meta
 from streamer.pipeline import Pipeline, Progress
@@ -81,9 +83,14 @@ def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
 
 
 def verify_store(config: Config, model: FrozenModel, index: Index) -> dict[str, Any]:
-    """The verdict of ``facetstream verify`` on an open index, without encoding anew."""
+    """The verdict of ``facetstream verify`` on an open index."""
     meta = store_meta(model.manifest, index.view.meta.generation, config.counters.half_lives_s)
-    return verify(index.store, expected=meta).model_dump(mode="json")
+
+    def reencode(values: list[bytes]) -> npt.NDArray[np.uint32]:
+        events = [ITEM_EVENT.validate_json(value) for value in values]
+        return model.encode([event for event in events if isinstance(event, ItemContent)]).raw
+
+    return verify(index.store, expected=meta, reencode=reencode).model_dump(mode="json")
 
 
 def _run(config: Config, model: FrozenModel, index: Index) -> Phase:

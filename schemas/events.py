@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 MAX_ID_BYTES: Final = 256
-_LATEST_MS: Final = 253_402_300_799_999  # 9999-12-31, what RFC 3339 can write
+LATEST_MS: Final = 253_402_300_799_999  # 9999-12-31, what RFC 3339 can write
 
 
 def _within_id_bytes(value: str) -> str:
@@ -57,7 +57,7 @@ Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES), AfterV
 TimeMs = Annotated[
     int,
     BeforeValidator(parse_time_ms, json_schema_input_type=int | str),
-    Field(ge=0, le=_LATEST_MS),
+    Field(ge=0, le=LATEST_MS),
 ]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=1024)]

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,7 @@ from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import retrieve
 from indexer.store import now_ms
 from schemas.config import Config
-from schemas.errors import UsageError
+from schemas.errors import StoreError, UsageError
 from streamer.dead_letters import DeadLetterSink, FileDeadLetters, TopicDeadLetters
 from streamer.generations import current_generation, load_model, open_index
 from streamer.http import HttpServer, Routes
@@ -93,9 +94,34 @@ def run_daemon(
 
 def _serve(config: Config, index: Index, model: FrozenModel, pipeline: Pipeline) -> None:
     server = HttpServer(config.http, pipeline.metrics.registry, _routes(config, index, pipeline))
-    state_file = config.data_dir / STATE_FILE
-    state_file.write_bytes(orjson.dumps({"pid": os.getpid(), "url": server.url, "started_at_ms": now_ms()}))
-    _banner(config, index, model, server.url)
+    try:
+        with _announced(config.data_dir / STATE_FILE, server.url):
+            _banner(config, index, model, server.url)
+            _run(config, pipeline)
+    finally:
+        server.close()
+        log.info(
+            "stopped",
+            records=pipeline.progress.records,
+            offsets=index.view.positions,
+            live=index.view.totals.items_live,
+        )
+
+
+@contextmanager
+def _announced(state_file: Path, url: str) -> Iterator[None]:
+    """Tell other commands where this daemon is, while it runs."""
+    try:
+        state_file.write_bytes(orjson.dumps({"pid": os.getpid(), "url": url, "started_at_ms": now_ms()}))
+    except OSError as error:
+        raise StoreError(f"cannot write {state_file}: {error}; free disk space or choose another --data-dir") from error
+    try:
+        yield
+    finally:
+        state_file.unlink(missing_ok=True)
+
+
+def _run(config: Config, pipeline: Pipeline) -> None:
     # The loaded index never becomes garbage; without this each full collection walks it and stalls a batch.
     gc.collect()
     gc.freeze()
@@ -106,14 +132,6 @@ def _serve(config: Config, index: Index, model: FrozenModel, pipeline: Pipeline)
     finally:
         restore()
         gc.unfreeze()
-        server.close()
-        state_file.unlink(missing_ok=True)
-        log.info(
-            "stopped",
-            records=pipeline.progress.records,
-            offsets=index.view.positions,
-            live=index.view.totals.items_live,
-        )
 
 
 def _banner(config: Config, index: Index, model: FrozenModel, url: str) -> None:
@@ -194,9 +212,12 @@ def _routes(config: Config, index: Index, pipeline: Pipeline) -> Routes:
         triggers = document.get("items")
         if not isinstance(triggers, list) or not all(isinstance(trigger, str) for trigger in triggers):
             raise UsageError('give {"items": ["ID", ...]} with optional "k", "indices", "seed"')
+        seed = document.get("seed")
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise UsageError(f"seed must be a whole number from 0 up, not {seed!r}")
         overrides = {name: document[name] for name in ("k", "indices") if name in document}
         settings = type(config.retrieval).model_validate(config.retrieval.model_dump() | overrides)
-        found = retrieve(reader, triggers, settings, now_ms(), document.get("seed"))
+        found = retrieve(reader, triggers, settings, now_ms(), seed)
         return report.query_reply(triggers, found, reader.item_ids(found.ordinals)).model_dump(mode="json")
 
     def compact(_document: dict[str, Any]) -> dict[str, Any]:

@@ -211,14 +211,11 @@ def read_file(path: Path) -> Iterator[DeadLetter]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    letter = DeadLetter.model_validate_json(line)
-                except ValidationError as error:
-                    log.warning("dead_letter_damaged", path=str(path), line=number, error=str(error.errors()[0]["msg"]))
-                    continue
-                yield letter
+                if line.endswith(b"\n"):
+                    try:
+                        yield DeadLetter.model_validate_json(line)
+                    except ValidationError as error:
+                        log.warning("dead_letter_damaged", path=str(path), line=number, error=error.errors()[0]["msg"])
     except FileNotFoundError:
         return
     except OSError as error:
@@ -283,27 +280,13 @@ def _as_record(letter: DeadLetter) -> dict[str, Any]:
 
 def _as_letter(record: Any) -> DeadLetter | None:
     headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
+    told = {name.removeprefix("source-").replace("-", "_"): value for name, value in headers.items()}
+    value = None if headers.get("absent") == "value" else record.value
     try:
-        return DeadLetter.model_validate(
-            {
-                "reason": headers["reason"],
-                "detail": headers["detail"],
-                "topic": headers["source-topic"],
-                "partition": headers["source-partition"],
-                "offset": headers["source-offset"],
-                "failed_at_ms": headers["failed-at-ms"],
-                "key": record.key,
-                "value": None if headers.get("absent") == "value" else record.value,
-            }
-        )
-    except (KeyError, ValidationError) as error:
-        log.warning(
-            "dead_letter_damaged",
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            error=repr(error),
-        )
+        return DeadLetter.model_validate(told | {"key": record.key, "value": value})
+    except ValidationError as error:
+        where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        log.warning("dead_letter_damaged", **where, error=error.errors()[0]["msg"])
         return None
 
 

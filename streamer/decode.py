@@ -17,6 +17,7 @@ from schemas.errors import RecordError
 from schemas.events import (
     ENGAGEMENT,
     ITEM_EVENT,
+    LATEST_MS,
     Engagement,
     ItemContent,
     ItemCreated,
@@ -162,7 +163,7 @@ def _tombstone(key: bytes | None, when_ms: int, *, items: bool) -> ItemDeleted:
         raise RecordError(Reason.INVALID, "an engagement record has no value")
     try:
         item_id = "" if key is None else key.decode()
-        return ItemDeleted(type="item.deleted", item_id=item_id, occurred_at=when_ms)
+        return ItemDeleted(type="item.deleted", item_id=item_id, occurred_at=min(when_ms, LATEST_MS))
     except (UnicodeDecodeError, ValidationError):
         raise RecordError(
             Reason.KEY_MISMATCH, f"a tombstone needs an item_id as its key, not {key[:64] if key else key!r}"

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from schemas.config import HttpConfig
-from schemas.errors import ConfigError, DependencyError, FacetstreamError, UsageError
+from schemas.errors import ConfigError, DependencyError, FacetstreamError, NotFoundError, UsageError
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,8 @@ class HttpServer:
                 "set http.port (0 picks a free one)"
             ) from error
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        # The interval bounds how long closing takes.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
     @property
@@ -90,25 +91,37 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(404, {"error": f"no such path {path}"})
 
     def do_POST(self) -> None:  # http.server's name
-        answer = self.routes.posts.get(self.path)
-        if answer is None:
-            self._json(404, {"error": f"no such path {self.path}"})
-            return
+        answer = self.routes.posts.get(self.path.partition("?")[0])
         try:
-            length = int(self.headers.get("Content-Length") or 0)
-            if not 0 <= length <= _MAX_BODY:
-                raise UsageError(f"a body of {length} bytes; at most {_MAX_BODY} are taken")
-            document = orjson.loads(self.rfile.read(length) or b"{}")
-            if not isinstance(document, dict):
-                raise UsageError("the body must be a JSON object")
+            document = self._document()
+            if answer is None:
+                raise NotFoundError(f"no such path {self.path}")
             self._json(200, answer(document))
         except (UsageError, ValueError) as error:
-            self.close_connection = True  # the body may not have been read whole
             self._json(400, {"error": str(error)})
+        except NotFoundError as error:
+            self._json(404, {"error": str(error)})
         except DependencyError as error:
             self._json(503, {"error": str(error)})
         except FacetstreamError as error:
             self._json(409, {"error": str(error)})
+        except Exception as error:  # a defect: whoever asked learns of it, and the daemon goes on
+            log.exception("http_request_failed", path=self.path)
+            self._json(500, {"error": f"{type(error).__name__}: {error}"})
+
+    def _document(self) -> dict[str, Any]:
+        """The request's JSON object."""
+        try:
+            length = int(self.headers.get("Content-Length") or 0)
+            if not 0 <= length <= _MAX_BODY:
+                raise UsageError(f"a body of {length} bytes; at most {_MAX_BODY} are taken")
+        except (UsageError, ValueError):
+            self.close_connection = True  # what is left of the body would pass for the next request
+            raise
+        document = orjson.loads(self.rfile.read(length) or b"{}")
+        if not isinstance(document, dict):
+            raise UsageError("the body must be a JSON object")
+        return document
 
     def _json(self, status: int, document: Any) -> None:
         self._send(status, orjson.dumps(document), "application/json")

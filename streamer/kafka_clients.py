@@ -82,7 +82,7 @@ def open_producer(config: KafkaConfig, **options: Any) -> KafkaProducer:
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close it within about twice ``timeout_s``, also when the broker is away; what is not confirmed by then is lost."""
+    """Close it within about twice ``timeout_s``, broker or none; what is not confirmed by then is lost."""
     try:
         producer.close(timeout=timeout_s)
     except KafkaTimeoutError:  # of the flush that comes first; kafka-python then leaves thread and sockets running

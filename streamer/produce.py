@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import heapq
 import time
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,6 +35,7 @@ from streamer.kafka_clients import (
 )
 from streamer.sources.base import Stream
 from streamer.sources.eventlog_lines import LineReader
+from streamer.sources.kafka_partitions import partitions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,10 +128,11 @@ def produce_event_log(
     )
     try:
         out = _Output(producer, kafka, files, partitions, progress)
+        first = time.monotonic()
         with _rare_collections():
             for sent, event in enumerate(_merged(files)):
                 if rate is not None:
-                    out.wait_until(started + sent / rate)
+                    out.wait_until(first + sent / rate)
                 out.send(event)
             out.confirm()
     finally:
@@ -274,11 +277,7 @@ def _partition_of(key: bytes, partitions: int) -> int:
 
 
 def _common_partitions(admin: KafkaAdminClient, config: KafkaConfig) -> int:
-    counts = partition_counts(admin, config, [config.items_topic, config.engagements_topic])
-    if len(counts) == 1:
-        raise ConfigError(
-            f"kafka.items_topic and kafka.engagements_topic are both {config.items_topic!r}; give each its own"
-        )
+    counts = Counter(partition.topic for partition in partitions_of(admin, config))
     if len(set(counts.values())) > 1:
         raise ConfigError(
             "the topics must have equally many partitions, or items and their engagements part ways: "

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,20 @@ import numpy.typing as npt
 from indexer.batch import EngagementRows, EventBatch, ItemRows
 from indexer.index import Index
 from indexer.keys import ItemState
+from indexer.logical_state import LogicalState, logical_state
 from indexer.pending import Expired
-from indexer.store import Store
+from indexer.store import Store, store_path
 from indexer.verify import verify
 from indexer.view import LiveView, load_view
+from schemas.artifact import FeatureSpec
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.replies import VerifyReply
 from schemas.store import StoreMeta
+from streamer.dead_letters import read_file
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which most tests do without
 
 FACETS, LAYERS, CODEWORDS, DIM = 2, 2, 4, 4
 HALF_LIVES_S = (60, 3_600)
@@ -251,3 +257,64 @@ def assert_same_view(one: LiveView, other: LiveView) -> None:
             assert sorted(mine.raws.row(leaf).tolist()) == sorted(its.raws.row(leaf).tolist())
         for raw in range(mine.raw_indices):
             assert set(mine.routes.row(raw).tolist()) == set(its.routes.row(raw).tolist())
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+def tiny_model(seed: int = 0) -> FrozenModel:
+    """A model that encodes titles into two facets of sixteen codes."""
+    from model_runtime.runtime import FrozenModel
+
+    return FrozenModel.untrained(
+        facets=2,
+        layers=2,
+        codewords=4,
+        dim=4,
+        seed=seed,
+        features=FeatureSpec(buckets=256),
+        token_dim=4,
+        hidden=(4,),
+        threads=1,
+    )
+
+
+def write_log(path: Path, lines: Mapping[str, Sequence[bytes]]) -> Path:
+    """An event log of partition name (``items-00000``) -> lines."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, records in lines.items():
+        (path / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in records))
+    return path
+
+
+def random_log(seed: int, events: int, partitions: int = 2, span_ms: int = 10_000_000) -> dict[str, list[bytes]]:
+    """Lines of an event log with everything in it: updates, deletes, late and early events, bad records."""
+    rng = np.random.default_rng(seed)
+    lines: dict[str, list[bytes]] = {
+        f"{stream}-{number:05d}": [] for stream in ("items", "engagements") for number in range(partitions)
+    }
+    names = max(4, events // 8)
+    for number in range(events):
+        item = int(rng.integers(names))
+        at = max(0, number * span_ms // events + int(rng.normal(0, span_ms / 50)))
+        what = rng.choice(["create", "create", "update", "delete", "click", "click", "click", "click", "bad"])
+        event: dict[str, Any] = {"item_id": f"item {item}", "occurred_at": at}
+        stream = "engagements" if what == "click" else "items"
+        if what in {"create", "update"}:
+            event |= {"type": f"item.{what}d", "title": f"word{rng.integers(5)} word{rng.integers(50)}"}
+        elif what == "delete":
+            event |= {"type": "item.deleted"}
+        elif what == "click":
+            event |= {"type": "engagement", "user_id": "u", "kind": str(rng.choice(["click", "like", "view"]))}
+            event |= {"value": float(rng.normal())} if rng.random() < 0.5 else {}
+        else:
+            stream = str(rng.choice(["items", "engagements"]))
+            event |= {"type": "item.renamed"} if rng.random() < 0.5 else {"type": "engagement", "occurred_at": -1}
+        lines[f"{stream}-{item % partitions:05d}"].append(json.dumps(event).encode())
+    return lines
+
+
+def state_of(data_dir: Path) -> LogicalState:
+    """The logical state a daemon left behind, dead letters included."""
+    with Store.open(store_path(data_dir, "g000001")) as store:
+        return logical_state(store, read_file(data_dir / "deadletters.jsonl"))

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a real Kafka broker, and fresh topics on it."""
+"""For all tests: how hard property tests try, a real Kafka broker, and fresh topics on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import uuid
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from schemas.config import KafkaConfig
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.kafka.broker import Broker, GivenBroker
+
+
+# A little by default, much with HYPOTHESIS_PROFILE=long. Stores are opened in many examples on a machine that others
+# use too: how long an example takes says nothing about what is tested.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("short", max_examples=25, **_COMMON)
+settings.register_profile("long", max_examples=500, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 class FreshTopics(Protocol):

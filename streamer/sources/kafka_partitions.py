@@ -49,7 +49,7 @@ def read_lag(config: Config) -> list[PartitionLag]:
     """
     admin = open_admin(config.kafka)
     try:
-        partitions = sorted(_partitions_of(admin, config.kafka))
+        partitions = sorted(partitions_of(admin, config.kafka))
         keys = {partition: TopicPartition(partition.topic, partition.number) for partition in partitions}
         group_id = config.kafka.group_id
         doing = f"asking how far group {group_id!r} is"
@@ -82,12 +82,13 @@ def find_partitions(config: KafkaConfig) -> list[Partition]:
     """
     admin = open_admin(config)
     try:
-        return _partitions_of(admin, config)
+        return partitions_of(admin, config)
     finally:
         admin.close()
 
 
-def _partitions_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Partition]:
+def partitions_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Partition]:
+    """As :func:`find_partitions`, with a client that is open already."""
     topics = {config.items_topic: Stream.ITEMS, config.engagements_topic: Stream.ENGAGEMENTS}
     if len(topics) == 1:
         raise ConfigError(

@@ -191,10 +191,11 @@ class Broker:
         settings |= {key: value.format(**ports) for key, value in self._settings.items()}
         properties = self._folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        # May begin with "-": only with "=" is it taken for a value.
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         told = subprocess.run(
             [self._java, "-XX:TieredStopAtLevel=1", "-cp", self._class_path, "kafka.tools.StorageTool", "format",
-             "-t", cluster, "-c", str(properties)],
+             f"--cluster-id={cluster}", f"--config={properties}"],
             capture_output=True, text=True, check=False, timeout=START_S,
         )  # fmt: skip
         if told.returncode:

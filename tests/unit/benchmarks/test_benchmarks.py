@@ -1,0 +1,64 @@
+"""Each benchmark at a tiny size: it runs, and prints one valid JSON document. Nothing is said about how fast."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.__main__ import NAMES
+from benchmarks.load import crowd_lines, engagement_lines, item_id, item_lines, topical_lines
+from benchmarks.report import Result, alternating
+from schemas.events import ENGAGEMENT, ITEM_EVENT
+
+SMALL = {"retrieval": ["--requests", "20"], "recovery": ["--size", "500"]}
+SLOW = {"recovery": [pytest.mark.slow]}  # it starts the daemon three times
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, [])) for name in NAMES])
+def test_prints_one_document_with_measures_ratios_and_goals(name):
+    small = ["--size", "1500", "--repeats", "1", "--no-broker", "--in-process", *SMALL.get(name, [])]
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["benchmark"] == name
+    assert set(document) == {"benchmark", "machine", "settings", "measures", "ratios", "goals", "skipped", "details"}
+    if name == "freshness":  # it measures nothing without a broker
+        assert document["skipped"] == [{"name": "all", "reason": "left out by --no-broker"}]
+    else:
+        assert document["ratios"]
+        assert all(len(measure["runs"]) >= 1 for measure in document["measures"])
+    sound = [goal for goal in document["goals"] if goal["name"].startswith(("verify", "leaves out of bounds"))]
+    assert all(goal["met"] for goal in sound), document
+
+
+def test_the_load_is_valid_and_the_same_each_time():
+    lines = item_lines(200, first=5)
+
+    assert lines == item_lines(200, first=5)
+    assert [ITEM_EVENT.validate_json(line).item_id for line in lines] == [item_id(5 + n) for n in range(200)]
+    for other in (topical_lines(200, topics=10), crowd_lines(200, first=0)):
+        assert len({ITEM_EVENT.validate_json(line).item_id for line in other}) == 200
+    engagements = [ENGAGEMENT.validate_json(line) for line in engagement_lines(500, 200)]
+    assert {event.item_id for event in engagements} <= {item_id(n) for n in range(200)}
+
+
+def test_systems_take_turns_there_and_back():
+    assert "".join(alternating("abc", 3)) == "abccbaabc"
+
+
+def test_a_result_compares_medians_and_states_goals():
+    result = Result("example", {"items": 1})
+    result.add("fast", "/s", 10, 30, 20)
+    result.add("slow", "/s", 5)
+
+    assert result.ratio("fast / slow", "fast", "slow") == 4
+    result.goal("fast", result.median("fast"), "at least", 25)
+    result.skip("the rest", "no time")
+    document = result.document()
+
+    assert document["measures"][0] == {"name": "fast", "unit": "/s", "median": 20, "runs": [10, 30, 20]}
+    assert document["goals"] == [{"name": "fast", "value": 20, "goal": "at least 25", "met": False}]
+    assert document["skipped"] == [{"name": "the rest", "reason": "no time"}]
