@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -148,9 +147,9 @@ class Store:
         if self._secondary_dir is None:
             with contextlib.suppress(StoreError):  # closing after a failed disk: the failure was already raised
                 self.sync()
+        # The lock lives as long as any column-family handle does.
         self._family.clear()
         self._handle.clear()
-        gc.collect()  # the lock lives as long as any column-family handle does
         self._db.close()
         if self._secondary_dir is not None:
             self._secondary_dir.cleanup()

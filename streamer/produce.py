@@ -30,7 +30,6 @@ from streamer.kafka_clients import (
     close_producer,
     open_admin,
     open_producer,
-    partition_counts,
     topic_settings,
 )
 from streamer.sources.base import Stream

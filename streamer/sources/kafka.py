@@ -8,7 +8,7 @@ that one busy partition read in small steps would wait out ``fetch_max_wait_ms``
 from __future__ import annotations
 
 import sys
-from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -19,18 +19,18 @@ from kafka.structs import OffsetAndMetadata
 from schemas.errors import BrokerError
 from streamer.kafka_clients import (
     asked,
-    broker_errors,
     is_connected,
     open_consumer,
     topic_id,
 )
 from streamer.sources.base import Partition, Records
-from streamer.sources.kafka_batches import Held, from_records, install
 from streamer.sources.kafka_partitions import PartitionLag, find_partitions, read_lag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
+
+    from kafka.consumer.fetcher import ConsumerRecord
 
     from schemas.config import Config
 
@@ -40,6 +40,27 @@ log = structlog.get_logger(__name__)
 
 _ASK_MS: Final = 2_000  # while reading, which the answer must not hold up
 _CLOSE_MS: Final = 2_000  # for the last commit, and for each client
+
+
+@dataclass(slots=True)
+class _Held:
+    """Fetched records of one partition that no poll has taken yet.
+
+    Attributes:
+        after: the offset after the last; further than one more than it where offsets have a gap.
+    """
+
+    records: list[ConsumerRecord]
+    after: int
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.records) - self.taken
+
+    def take(self, wanted: int) -> list[ConsumerRecord]:
+        start, self.taken = self.taken, min(self.taken + wanted, len(self.records))
+        return self.records[start : self.taken]
 
 
 class KafkaSource:
@@ -66,11 +87,8 @@ class KafkaSource:
         self._keys = {TopicPartition(p.topic, p.number): p for p in self._partitions}
         self._names = {partition: key for key, partition in self._keys.items()}
         self._consumer.assign(list(self._keys))
-        self._columnar = install(self._consumer)
-        if not self._columnar:
-            log.warning("kafka_slow_decoding", reason="this kafka-python does not look as expected")
         self._paused: set[Partition] = set()
-        self._held: dict[Partition, Held] = {}
+        self._held: dict[Partition, _Held] = {}
         self._next: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
         self._topic_ids: dict[str, UUID] = {}
@@ -210,8 +228,7 @@ class KafkaSource:
         self._check_topics()
         for partition, after in ahead.items():
             if after is not None and partition not in self._held and after > self._next[partition]:
-                parts = fetched.get(self._names[partition], [])
-                self._held[partition] = Held(deque(parts if self._columnar else [from_records(parts)]), after)
+                self._held[partition] = _Held(fetched.get(self._names[partition], []), after)
 
     def _take(self, max_records: int) -> list[Records]:
         ready = self._ready()
@@ -229,14 +246,20 @@ class KafkaSource:
 
     def _cut(self, partition: Partition, wanted: int) -> Records:
         held = self._held[partition]
-        with broker_errors(self._config, f"reading {partition}"):
-            columns = held.take(wanted)
+        records = held.take(wanted)
         if held.left:
-            self._next[partition] = columns.offset + 1
+            self._next[partition] = records[-1].offset + 1
         else:
             del self._held[partition]
             self._next[partition] = held.after
-        return Records(partition, columns.offsets, columns.keys, columns.values, self._next[partition])
+        return Records(
+            partition,
+            [record.offset for record in records],
+            [record.key for record in records],
+            [record.value for record in records],
+            self._next[partition],
+            [record.timestamp for record in records],
+        )
 
     def _note_connection(self, has_records: bool) -> None:  # noqa: FBT001  # one caller
         connected = has_records or is_connected(self._consumer)

@@ -12,10 +12,8 @@ from structlog.testing import capture_logs
 from schemas.config import Config
 from schemas.errors import BrokerError, ConfigError
 from streamer import kafka_clients
-from streamer.kafka_clients import open_admin, open_consumer, open_producer
-from streamer.sources import kafka as kafka_source
+from streamer.kafka_clients import open_admin, open_producer
 from streamer.sources.kafka import KafkaSource
-from streamer.sources.kafka_batches import install
 from streamer.sources.kafka_partitions import read_lag
 from tests.kafka.broker import create_topics
 from tests.kafka.records import append, engagements, items, produce, read_to_end, until
@@ -48,15 +46,8 @@ def test_reads_keys_values_and_offsets_of_every_partition_as_they_were_produced(
     assert got[engagements(config, 1)] == [(0, None, b"engagement")]
 
 
-def test_this_kafka_python_takes_the_fast_decoder(fresh_topics: FreshTopics) -> None:
-    with closing(open_consumer(fresh_topics())) as consumer:
-        assert install(consumer)
-
-
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
-def test_both_decoders_give_the_same_records(
-    fresh_topics: FreshTopics, monkeypatch: pytest.MonkeyPatch, compression: str | None
-) -> None:
+def test_gives_what_was_produced(fresh_topics: FreshTopics, compression: str | None) -> None:
     config = fresh_topics()
     rows = [
         (0, None if n % 7 == 0 else b"k%d" % n, None if n % 5 == 1 and n % 7 else b"v" * (n % 300))
@@ -64,11 +55,8 @@ def test_both_decoders_give_the_same_records(
     ]
     produce(config, config.items_topic, rows, compression_type=compression)
     with closing(KafkaSource(Config(kafka=config))) as source:
-        fast = read_to_end(source)
-    monkeypatch.setattr(kafka_source, "install", lambda _: False)
-    with closing(KafkaSource(Config(kafka=config))) as source:
-        assert read_to_end(source) == fast
-    assert [(0, key, value) for _, key, value in fast[items(config)]] == rows
+        read = read_to_end(source)
+    assert [(0, key, value) for _, key, value in read[items(config)]] == rows
 
 
 def test_goes_on_exactly_where_it_was_left_also_inside_a_batch(fresh_topics: FreshTopics) -> None:

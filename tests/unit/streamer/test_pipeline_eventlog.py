@@ -109,7 +109,7 @@ def check(model: FrozenModel, config: Config, *, strict: bool = True) -> None:
         assert reply.ok, reply.violations
 
 
-@settings(max_examples=100)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     pending=st.sampled_from([{}, {"max_age_s": 200}, {"max_count": 2}, {"max_age_s": 500, "max_count": 5}]),
