@@ -51,8 +51,8 @@ class Index:
             check_meta(store.meta(), meta, path)
             view = load_view(store, codewords)
             pending = load_pending(store.scan("pending"))
-        except BaseException:
-            store.close()
+        except BaseException as error:
+            store.close_after(error)
             raise
         return cls(store, view, pending, config)
 
@@ -70,4 +70,4 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.store.close_after(error)

@@ -22,25 +22,32 @@ class Routed:
     Attributes:
         leaves: (n,) leaf ids.
         new_raws: (m,) raw indices met for the first time.
-        new_leaves: (m,) the leaf each of them opens; consecutive ids.
+        hosts: (m,) the leaf each of them leads to from now on; ids from ``next_leaf`` on are new leaves.
+        opened: how many leaves are new; their ids are consecutive.
     """
 
     leaves: I64
     new_raws: I64
-    new_leaves: I64
+    hosts: I64
+    opened: int
 
 
-def route(facet: FacetView, raws: npt.NDArray[np.uint32], vectors: npt.NDArray[np.float16], next_leaf: int) -> Routed:
+def route(
+    facet: FacetView, raws: npt.NDArray[np.uint32], vectors: npt.NDArray[np.float16], next_leaf: int, room: int
+) -> Routed:
     """Choose a leaf for each of n items; the view is not changed.
 
-    A raw index without a route opens a leaf of its own; one with several candidates sends each item to the nearest
-    centroid (squared Euclidean distance, first of equals).
+    A raw index with one candidate leads there; one with several sends each item to the nearest centroid (squared
+    Euclidean distance, first of equals). One without a route joins a leaf under the same first-layer codeword that
+    holds fewer than ``room`` items, or opens one: else a large codebook would open a leaf for every few items, which
+    merging would have to join again.
 
     Args:
         facet: the facet's live view.
         raws: (n,) raw indices.
         vectors: (n, d) float16 facet embeddings.
         next_leaf: first free leaf id.
+        room: a leaf of this many items takes no further raw index.
     """
     at: I64 = raws.astype(np.int64)
     counts = facet.routes.lengths[at]
@@ -50,9 +57,9 @@ def route(facet: FacetView, raws: npt.NDArray[np.uint32], vectors: npt.NDArray[n
     leaves[one] = facet.routes.first(at[one])
 
     none = counts == 0
-    new_raws, which = np.unique(at[none], return_inverse=True)
-    new_leaves = next_leaf + np.arange(len(new_raws))
-    leaves[none] = new_leaves[which]
+    new_raws, which, items = np.unique(at[none], return_inverse=True, return_counts=True)
+    hosts, opened = _hosts(facet, new_raws, items, next_leaf, room)
+    leaves[none] = hosts[which]
 
     many = np.flatnonzero(counts > 1)
     if len(many):
@@ -60,7 +67,31 @@ def route(facet: FacetView, raws: npt.NDArray[np.uint32], vectors: npt.NDArray[n
         leaves[many] = nearest_of(
             vectors[many].astype(np.float32), facet.leaves["centroid"], candidates.astype(np.int64), per_row
         )
-    return Routed(leaves, new_raws, new_leaves)
+    return Routed(leaves, new_raws, hosts, opened)
+
+
+def _hosts(facet: FacetView, raws: I64, items: I64, next_leaf: int, room: int) -> tuple[I64, int]:
+    """(m,) the leaf of each new raw index, ascending ``raws`` with ``items`` each, and how many leaves are new."""
+    if not len(raws):
+        return np.empty(0, np.int64), 0
+    parents, first, parent_of = np.unique(facet.parents(raws), return_index=True, return_inverse=True)
+    taking = np.full(len(parents), -1, np.int64)
+    held = np.zeros(len(parents), np.int64)
+    sizes = facet.sizes()
+    small = np.flatnonzero(facet.leaves["alive"] & (sizes < room))
+    own = facet.parents(facet.raws.first(small).astype(np.int64))
+    slot = np.minimum(np.searchsorted(parents, own), len(parents) - 1)
+    mine = parents[slot] == own
+    taking[slot[mine]], held[slot[mine]] = small[mine], sizes[small[mine]]
+
+    # Filled one after the other: a leaf takes raw indices until it holds `room` items, then the next one is opened.
+    before = np.cumsum(items) - items
+    position = (held[parent_of] + before - before[first][parent_of]) // room
+    joins = (position == 0) & (taking[parent_of] >= 0)
+    _, fresh = np.unique(np.stack([parent_of[~joins], position[~joins]]), axis=1, return_inverse=True)
+    hosts = taking[parent_of]
+    hosts[~joins] = next_leaf + fresh
+    return hosts, int(fresh.max(initial=-1)) + 1
 
 
 def nearest_of(

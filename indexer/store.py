@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -117,8 +118,8 @@ class Store:
             raise
         try:
             store.catch_up()
-        except StoreError:
-            store.close()
+        except StoreError as error:
+            store.close_after(error)
             raise
         return store
 
@@ -136,23 +137,39 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_after(error)
+
+    def close_after(self, error: BaseException | None) -> None:
+        """Close at the end of a block that ``error`` ended, if one did: that a failed disk fails again is no news."""
+        with contextlib.suppress(*([] if error is None else [StoreError])):
+            self.close()
 
     def close(self) -> None:
-        """Write out and release the directory; idempotent."""
+        """Write out and release the directory, whatever happens; idempotent.
+
+        Raises:
+            StoreError: if the disk refuses.
+        """
         if self._closed:
             return
         self._closed = True
-        if self._secondary_dir is None:
-            with contextlib.suppress(StoreError):  # closing after a failed disk: the failure was already raised
+        try:
+            if self._secondary_dir is None:
                 self.sync()
-        # The lock lives as long as any column-family handle does.
-        self._family.clear()
-        self._handle.clear()
-        self._db.close()
-        if self._secondary_dir is not None:
-            self._secondary_dir.cleanup()
+        finally:
+            # The lock lives as long as any column-family handle does.
+            self._family.clear()
+            self._handle.clear()
+            try:
+                self._db.close()
+            except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
+                raise _store_error("cannot close", self.path, error) from error
+            finally:
+                if self._secondary_dir is not None:
+                    self._secondary_dir.cleanup()
 
     def batch(self) -> Batch:
         """An empty batch for :meth:`write`."""
@@ -276,7 +293,14 @@ class Store:
 
     def size_on_disk(self) -> int:
         """Bytes of the directory."""
-        return sum(file.stat().st_size for file in self.path.iterdir() if file.is_file())
+        return sum(map(_file_size, self.path.iterdir()))
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:  # a writer beside us replaced it
+        return 0
 
 
 def _describe(store: Store, meta: StoreMeta) -> Store:
@@ -287,8 +311,8 @@ def _describe(store: Store, meta: StoreMeta) -> Store:
     try:
         store.write(batch)
         store.sync()
-    except StoreError:
-        store.close()
+    except StoreError as error:
+        store.close_after(error)
         raise
     return store
 

@@ -101,6 +101,10 @@ class FacetView:
         """Ids of the live leaves, ascending."""
         return np.flatnonzero(self.leaves["alive"])
 
+    def parents(self, raws: I64) -> I64:
+        """(n,) first-layer codeword of each raw index."""
+        return np.asarray(raws // (self.raw_indices // self.codewords.shape[1]), np.int64)
+
     def ensure_leaves(self, count: int) -> None:
         """Make leaf ids below ``count`` exist."""
         self.leaves.resize(count)

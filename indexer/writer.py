@@ -17,9 +17,9 @@ from indexer.batch import Applied, EventBatch, ItemRows
 from indexer.counters import CounterRows, add_engagements
 from indexer.keys import ItemState, LeafRecord, LeafState
 from indexer.pending import Expired, Pending, Settled, Waiting, settle
-from indexer.routing import route
+from indexer.routing import Routed, route
 from indexer.store import Batch, Store
-from indexer.view import LiveView
+from indexer.view import FacetView, LiveView
 from schemas.config import PendingConfig
 from schemas.errors import StoreError
 from schemas.store import Totals
@@ -28,6 +28,8 @@ I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 
 OTHER_KIND = "other"
+ADOPTION = 8
+"""A leaf takes further raw indices until it holds this fraction of B_upp, which is twice a derived B_low."""
 
 SetAside = Callable[[list[Expired]], int | None]
 """Makes a batch's dead letters durable, those that waited in vain among them; returns where the dead-letter file ends,
@@ -232,8 +234,10 @@ class IndexWriter:
             enters = np.flatnonzero(live & ~stays)
             leaves = was_live & ~stays
             vectors = items.vectors[encoded[enters], facet]
-            routed = route(view.facets[facet], raw[enters, facet], vectors, totals.next_leaf[facet])
-            totals.next_leaf[facet] += len(routed.new_leaves)
+            first_new = totals.next_leaf[facet]
+            room = max(1, totals.bounds[1] // ADOPTION)
+            routed = route(view.facets[facet], raw[enters, facet], vectors, first_new, room)
+            totals.next_leaf[facet] += routed.opened
             leaf[enters, facet] = routed.leaves
             plan.add_facet(
                 facet,
@@ -241,7 +245,7 @@ class IndexWriter:
                 view,
                 out=(old_leaf[leaves, facet], ordinals[leaves]),
                 into=(routed.leaves, ordinals[enters]),
-                opened=(routed.new_raws, routed.new_leaves),
+                opened=_Opened.of(view.facets[facet], routed, first_new),
             )
 
         sources = _index_names(totals.sources, items.sources)[rows]
@@ -402,6 +406,32 @@ class IndexWriter:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Routes of raw indices met for the first time.
+
+    Attributes:
+        raws, hosts: (m,) raw indices and the leaves they lead to.
+        leaves: (k,) those of the leaves that are new.
+        centroids: (k, d) float32, the mean of what their raw indices stand for.
+    """
+
+    raws: I64
+    hosts: I64
+    leaves: I64
+    centroids: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, facet: FacetView, routed: Routed, first_new: int) -> _Opened:
+        leaves = first_new + np.arange(routed.opened)
+        new = routed.hosts >= first_new
+        at = routed.hosts[new] - first_new
+        sums = np.zeros((routed.opened, facet.codewords.shape[2]), np.float32)
+        np.add.at(sums, at, facet.reconstruct(routed.new_raws[new]))
+        counts = np.bincount(at, minlength=routed.opened).astype(np.float32)
+        return cls(routed.new_raws, routed.hosts, leaves, sums / counts[:, None])
+
+
 class _ItemPlan:
     """Postings, leaves and item columns to show in the view once they are written."""
 
@@ -412,7 +442,7 @@ class _ItemPlan:
         self.columns: dict[str, npt.NDArray[np.integer]] = {}
         self._out: list[tuple[I64, I64]] = [(np.empty(0, np.int64), np.empty(0, np.int64))] * facets
         self._into = list(self._out)
-        self._opened = list(self._out)
+        self._opened: list[_Opened | None] = [None] * facets
 
     def add_facet(
         self,
@@ -422,19 +452,18 @@ class _ItemPlan:
         *,
         out: tuple[I64, I64],
         into: tuple[I64, I64],
-        opened: tuple[I64, I64],
+        opened: _Opened,
     ) -> None:
-        """Plan one facet: postings that go, postings that come, and (raw, leaf) pairs that open."""
+        """Plan one facet: postings that go, postings that come, and routes that open."""
         self._out[facet], self._into[facet], self._opened[facet] = out, into, opened
         write.delete_many("postings", keys.posting_keys(facet, *out))
         write.put_empty("postings", keys.posting_keys(facet, *into))
-        raws, leaves = opened
-        for raw, leaf, centroid in zip(
-            raws.tolist(), leaves.tolist(), view.facets[facet].reconstruct(raws), strict=True
-        ):
+        for leaf, centroid in zip(opened.leaves.tolist(), opened.centroids, strict=True):
             record = LeafRecord(LeafState.NORMAL, 0, 0, centroid)
             write.put("leaves", keys.FACET_U32.pack(facet, leaf), keys.leaf_value(record))
-            write.put("routes", keys.FACET_U32.pack(facet, raw), np.array([leaf], "<u4").tobytes())
+        targets = opened.hosts.astype("<u4").tobytes()
+        route_keys = [keys.FACET_U32.pack(facet, raw) for raw in opened.raws.tolist()]
+        write.put_many("routes", route_keys, [targets[at : at + 4] for at in range(0, len(targets), 4)])
         sizes = view.facets[facet].sizes()
         change = (np.concatenate([into[0], out[0]]), np.repeat([1, -1], [len(into[0]), len(out[0])]))
         put_sizes(write, facet, sizes, *change)
@@ -450,13 +479,13 @@ class _ItemPlan:
         items["vector"][self.ordinals[self.live]] = self.vectors
         items["vector"][self.ordinals[~self.live]] = 0
         for facet, f in enumerate(view.facets):
-            raws, leaves = self._opened[facet]
-            if len(leaves):
-                f.ensure_leaves(int(leaves.max()) + 1)
-                f.leaves["alive"][leaves] = True
-                f.leaves["centroid"][leaves] = f.reconstruct(raws)
-                f.routes.append(raws, leaves.astype(np.uint32))
-                f.raws.append(leaves, raws.astype(np.uint32))
+            opened = self._opened[facet]
+            if opened is not None and len(opened.raws):
+                f.ensure_leaves(int(opened.leaves.max(initial=-1)) + 1)
+                f.leaves["alive"][opened.leaves] = True
+                f.leaves["centroid"][opened.leaves] = opened.centroids
+                f.routes.append(opened.raws, opened.hosts.astype(np.uint32))
+                f.raws.append(opened.hosts, opened.raws.astype(np.uint32))
             out_leaf, out_ordinal = self._out[facet]
             f.members.remove(out_leaf, out_ordinal.astype(np.uint32))
             into_leaf, into_ordinal = self._into[facet]

@@ -22,7 +22,9 @@ class InboxClosedError(FacetstreamError):
 
 
 class Inbox(Generic[BatchT]):
-    """Batches in order, at most ``room`` of them; changes overtake batches.
+    """Batches in order, at most ``room`` of them, and changes between them.
+
+    A change overtakes batches, but never two in a row: a round of many merges would else hold up the batches.
 
     Args:
         room: batches that may wait; bounds memory.
@@ -34,6 +36,7 @@ class Inbox(Generic[BatchT]):
         self._changes: deque[tuple[Change, Callable[[], object]]] = deque()
         self._signal = threading.Condition()
         self._closed = False
+        self._changed_last = False
         self._ended = False
         self._error: BaseException | None = None
 
@@ -99,9 +102,12 @@ class Inbox(Generic[BatchT]):
         deadline = time.monotonic() + timeout_s
         with self._signal:
             while True:
-                if self._changes:
+                batch_next = batches and bool(self._batches)
+                if self._changes and not (batch_next and self._changed_last):
+                    self._changed_last = True
                     return self._changes.popleft()[0]
-                if batches and self._batches:
+                if batch_next:
+                    self._changed_last = False
                     batch = self._batches.popleft()
                     self._signal.notify_all()
                     return batch

@@ -306,6 +306,7 @@ def random_log(seed: int, events: int, partitions: int = 2, span_ms: int = 10_00
             event |= {"type": "item.deleted"}
         elif what == "click":
             event |= {"type": "engagement", "user_id": "u", "kind": str(rng.choice(["click", "like", "view"]))}
+            event |= {"item_id": f"never {item}"} if rng.random() < 0.05 else {}
             event |= {"value": float(rng.normal())} if rng.random() < 0.5 else {}
         else:
             stream = str(rng.choice(["items", "engagements"]))

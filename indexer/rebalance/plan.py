@@ -88,8 +88,9 @@ def plan_round(view: LiveView, bounds: tuple[int, int], config: RebalanceConfig,
         if budget <= 0:
             break
         with view.lock:
-            found = _plan_merges(view.facets[facet], facet, bounds, config.fill, budget)
-            budget -= sum(int(view.facets[facet].sizes()[list(plan.leaves)].sum()) + 1 for plan in found)
+            standing = _Leaves.of(view.facets[facet])
+        found, spent = _plan_merges(standing, facet, bounds, config.fill, budget)
+        budget -= spent
         plans += found
     return plans
 
@@ -140,55 +141,78 @@ def split_shape(size: int, bounds: tuple[int, int], fill: float) -> tuple[int, i
     return k, floor, cap
 
 
-def _plan_merges(facet: FacetView, number: int, bounds: tuple[int, int], fill: float, budget: int) -> list[MergePlan]:
+@dataclass(frozen=True, slots=True)
+class _Leaves:
+    """The n live leaves of a facet as they are now: ids, sizes, versions, first-layer parents, centroids (n, d)."""
+
+    ids: I64
+    size: I64
+    version: I64
+    parent: I64
+    centroid: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, facet: FacetView) -> _Leaves:
+        ids = facet.alive()
+        return cls(
+            ids,
+            facet.sizes()[ids].astype(np.int64),
+            facet.leaves["version"][ids].astype(np.int64),
+            facet.parents(facet.raws.first(ids).astype(np.int64)),
+            facet.leaves["centroid"][ids].astype(np.float64),
+        )
+
+
+def _plan_merges(
+    leaves: _Leaves, number: int, bounds: tuple[int, int], fill: float, budget: int
+) -> tuple[list[MergePlan], int]:
     """Join undersized leaves with the nearest that has room, same first-layer parent preferred.
 
     Smallest first. When no partner keeps the joint size within bounds the nearest is taken all the same: the next
     round splits the result into two halves that are.
+
+    Returns:
+        The plans, and how much of the budget they take: members moved plus one for each leaf.
     """
     low, high = bounds
-    alive = facet.alive()
-    size = facet.sizes()[alive].astype(np.int64)
-    heap = [(members, at) for at, members in enumerate(size.tolist()) if members < low]
-    if not heap or len(alive) < 2:
-        return []
+    heap = [(members, at) for at, members in enumerate(leaves.size.tolist()) if members < low]
+    if not heap or len(leaves.ids) < 2:
+        return [], 0
     heapq.heapify(heap)
-    groups = _Groups(facet, alive, size, (int(fill * high), high))
-    while heap and budget > 0:
+    groups = _Groups(leaves, (int(fill * high), high))
+    cost = 0
+    while heap and cost < budget:
         recorded, small = heapq.heappop(heap)
         if not groups.open_[small] or groups.size[small] != recorded:
             continue
         partner = groups.partner(small)
         if partner is None:
             break
-        budget -= 1 + min(recorded, int(groups.size[partner]))
+        cost += 1 + min(recorded, int(groups.size[partner]))
         target = groups.join(small, partner)
         if groups.size[target] < low:
             heapq.heappush(heap, (int(groups.size[target]), target))
-    version = facet.leaves["version"]
     plans = []
     for target, gone in groups.gone.items():
-        ids = alive[[target, *gone]].tolist()
-        plans.append(MergePlan(number, ids[0], tuple(ids[1:]), tuple(version[ids].tolist())))
-    return plans
+        involved = [target, *gone]
+        ids = leaves.ids[involved].tolist()
+        plans.append(MergePlan(number, ids[0], tuple(ids[1:]), tuple(leaves.version[involved].tolist())))
+    return plans, cost
 
 
 class _Groups:
     """Leaves joined so far while merges are planned; positions are into the array of live leaves."""
 
-    def __init__(self, facet: FacetView, alive: I64, size: I64, caps: tuple[int, int]) -> None:
-        self.size = size
-        self.open_ = np.ones(len(alive), np.bool_)
+    def __init__(self, leaves: _Leaves, caps: tuple[int, int]) -> None:
+        self.size = leaves.size.copy()
+        self.open_ = np.ones(len(leaves.ids), np.bool_)
         self.gone: dict[int, list[int]] = {}
         self._caps = caps
-        self._centroid = facet.leaves["centroid"][alive].astype(np.float64)
-        parent = np.full(len(alive), -1, np.int64)
-        routed = facet.raws.lengths[alive] > 0
-        parent[routed] = facet.raws.first(alive[routed]) // (facet.raw_indices // facet.codewords.shape[1])
-        order = np.argsort(parent, kind="stable")
-        cuts = np.flatnonzero(np.diff(parent[order])) + 1
-        self._siblings = {int(parent[at[0]]): at for at in np.split(order, cuts)}
-        self._parent = parent
+        self._centroid = leaves.centroid.copy()
+        self._parent = leaves.parent
+        order = np.argsort(leaves.parent, kind="stable")
+        cuts = np.flatnonzero(np.diff(leaves.parent[order])) + 1
+        self._siblings = {int(leaves.parent[at[0]]): at for at in np.split(order, cuts)}
 
     def partner(self, small: int) -> int | None:
         """The nearest open leaf with room: a sibling, else any; None when it is the last."""

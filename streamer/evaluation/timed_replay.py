@@ -1,4 +1,4 @@
-"""An event log through the real index, stopped at any moment: nothing of the future is in it when a request is asked."""
+"""An event log through the real index, stopped at any moment: a request finds nothing of its future in it."""
 
 from __future__ import annotations
 
