@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+KAFKA_PORT ?= 9092
 READY := $(VENV)/.ready
 
 .PHONY: help setup demo test check format bench kafka lock clean
@@ -37,8 +38,8 @@ format: $(READY) ## put the code into shape
 bench: $(READY) ## all benchmarks; results as JSON under benchmarks/results
 	$(BIN)/python -m benchmarks
 
-kafka: $(READY) ## a broker with our topics, until Ctrl-C, for those without one
-	$(BIN)/python -m tests.kafka.broker
+kafka: $(READY) ## a broker with our topics on port 9092 (KAFKA_PORT), until Ctrl-C, for those without one
+	$(BIN)/python -m tests.kafka.broker $(KAFKA_PORT)
 
 lock: $(READY) ## write the installed versions to constraints.txt
 	{ head -n 1 constraints.txt; $(BIN)/pip freeze --exclude-editable; } > constraints.txt.new

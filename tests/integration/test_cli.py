@@ -1,0 +1,128 @@
+"""The commands as a user types them, on the shipped data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.importers import examples_dir
+
+
+def facetstream(*args: str | Path, code: int = 0) -> str:
+    command = [sys.executable, "-m", "streamer.cli", *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of MovieLens small, built with the commands of the README."""
+    path = tmp_path_factory.mktemp("cli")
+    facetstream("import", "movielens", examples_dir(), path / "events")
+    facetstream(
+        "train",
+        "--events",
+        path / "events",
+        "--out",
+        path / "model",
+        "--steps",
+        "20",
+        "--until",
+        "2015-01-01T00:00:00Z",
+    )
+    facetstream(
+        *("run", "--events", path / "events", "--model", path / "model"),
+        *("--data-dir", path / "data", "--until-end", "--port", "0"),
+    )
+    return path
+
+
+def reply(work: Path, *args: str) -> Any:
+    return json.loads(facetstream(*args, "--data-dir", work / "data", "--json"))
+
+
+def test_stats_and_verify_after_the_whole_stream(work: Path) -> None:
+    stats = reply(work, "stats")
+    assert stats["items"] == {"live": 9742, "deleted": 0, "stale": 0}
+    assert stats["engagements"]["applied"] == 100_836
+    assert stats["offsets"] == {"engagements-0": 100_836, "items-0": 11_570}
+    assert all(facet["within_bounds_share"] == 1.0 for facet in stats["facets"])
+    checked = reply(work, "verify", "--strict", "--sample", "10000")
+    assert checked["ok"]
+    assert checked["violations"] == []
+    assert checked["checked"]["reencoded"] == 9742
+
+
+def test_an_item_is_followed_from_its_event_to_a_query(work: Path) -> None:
+    item = reply(work, "item", "m356")
+    assert item["counters"]["rating"] == 329
+    facet = item["facets"][0]
+    leaf = reply(work, "leaf", str(facet["facet"]), str(facet["leaf"]))
+    assert "m356" in {member["item_id"] for member in leaf["items"]}
+    assert leaf["size"] == len(leaf["items"]) <= reply(work, "leaves", "--top", "1")["leaves"][0]["size"]
+    answer = reply(work, "query", "--item", "m356", "-k", "7")
+    assert len(answer["results"]) == 7
+    assert answer["missing"] == []
+
+
+def test_a_seeded_query_repeats(work: Path) -> None:
+    query = ("query", "--item", "m356", "--item", "m1", "--multinomial", "--seed", "7", "--at", "2018-01-01T00:00:00Z")
+    assert reply(work, *query)["results"] == reply(work, *query)["results"]
+
+
+def test_lag_compact_deadletters_at_rest(work: Path) -> None:
+    assert (
+        json.loads(facetstream("lag", "--events", work / "events", "--data-dir", work / "data", "--json"))["lag"] == 0
+    )
+    assert reply(work, "compact") == {"splits": 0, "merges": 0, "marks": 0, "moved": 0}
+    assert reply(work, "deadletters", "list")["total"] == 0
+
+
+def test_every_table_prints(work: Path) -> None:
+    for command in (
+        ("stats",),
+        ("item", "m1"),
+        ("leaves",),
+        ("verify",),
+        ("query", "--item", "m1"),
+        ("config", "show"),
+    ):
+        assert facetstream(*command, "--data-dir", work / "data").strip()
+
+
+@pytest.mark.parametrize("name", ["event", "config", "training", "artifact", "dead-letter", "replies"])
+def test_schemas_are_json(name: str) -> None:
+    assert json.loads(facetstream("schema", name))
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("item", "nobody"), 1, ["'nobody' is not in the index"]),
+        (("leaf", "9", "1"), 1, ["facet 9 has no leaf 1"]),
+        (("query", "--item", "nobody"), 1, ["none of the trigger items"]),
+        (("leaves", "--facet", "-1"), 1, ["there is no facet -1"]),
+        (("run", "--events", "/nowhere", "--port", "0"), 2, ["/nowhere"]),
+        (("query", "--item", "m1", "-k", "0"), 2, ["k:", "given: 0"]),
+        (("stats", "--config", "/nowhere.toml"), 2, ["/nowhere.toml does not exist"]),
+        (("verify", "--model", "/nowhere"), 3, ["/nowhere"]),
+    ],
+)
+def test_errors_name_the_thing(work: Path, args: tuple[str, ...], code: int, words: list[str]) -> None:
+    told = facetstream(*args, "--data-dir", work / "data", code=code)
+    assert all(word in told for word in words), told
+
+
+def test_no_store_and_no_broker_say_so(tmp_path: Path, work: Path) -> None:
+    assert "holds no store" in facetstream("stats", "--data-dir", tmp_path, code=3)
+    told = facetstream(
+        "run", "--data-dir", tmp_path, "--model", work / "model", "--bootstrap", "127.0.0.1:9", "--port", "0", code=3
+    )
+    assert "127.0.0.1:9" in told
