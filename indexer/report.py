@@ -126,7 +126,8 @@ def leaf(store: Store, facet: int, leaf_id: int) -> LeafReply:
         NotFoundError: if there is no such leaf.
     """
     meta = store.meta()
-    value = store.get("leaves", keys.FACET_U32.pack(facet, leaf_id)) if 0 <= facet < meta.facets else None
+    possible = 0 <= facet < meta.facets and 0 <= leaf_id < 1 << 32
+    value = store.get("leaves", keys.FACET_U32.pack(facet, leaf_id)) if possible else None
     if value is None:
         raise NotFoundError(
             f"facet {facet} has no leaf {leaf_id}; it may have been split or merged: see `facetstream leaves`"

@@ -95,6 +95,17 @@ def test_spans_lists_every_position_of_every_span(pairs: list[tuple[int, int]]) 
     assert spans(starts, lengths).tolist() == [at for start, n in pairs for at in range(start, start + n)]
 
 
+def test_a_row_that_was_emptied_keeps_its_room_while_it_is_filled_beside_one_that_grows() -> None:
+    """Rewriting the pool takes the room of empty rows; not of those that the same step fills."""
+    pool = RaggedPool.from_sorted(2, np.zeros(9, np.int64), np.arange(9, dtype=np.uint32))
+    pool.append(np.zeros(8, np.int64), np.arange(9, 17, dtype=np.uint32))
+    pool.remove(np.zeros(17, np.int64), np.arange(17, dtype=np.uint32))
+    rows = np.array([0, 1, 1] * 30)
+    pool.append(rows, np.arange(90, dtype=np.uint32))
+    assert pool.row(0).tolist() == np.flatnonzero(rows == 0).tolist()
+    assert pool.row(1).tolist() == np.flatnonzero(rows == 1).tolist()
+
+
 def test_abandoned_room_is_given_back() -> None:
     pool = RaggedPool(1_000)
     rows = np.arange(1_000)

@@ -102,15 +102,26 @@ class Run:
         self.index.close()
 
 
-@given(data=st.data(), records=streams(), pending=PENDING, max_kinds=st.sampled_from([1, 2, 3, 32]))
+@given(
+    data=st.data(),
+    records=streams(),
+    pending=PENDING,
+    max_kinds=st.sampled_from([1, 2, 3, 32]),
+    bounds=st.sampled_from([(1, 2), (1, 16), (2, 5)]),
+)
 def test_a_store_means_what_the_oracle_says_whatever_the_cuts_the_rebalancing_and_the_restarts(
-    data: st.DataObject, records: list[Record], pending: dict[str, int], max_kinds: int
+    data: st.DataObject,
+    records: list[Record],
+    pending: dict[str, int],
+    max_kinds: int,
+    bounds: tuple[int, int],
 ) -> None:
-    settings = config(pending=pending, limits={"max_kinds": max_kinds}, rebalance={"low": 1, "high": 2})
+    low, high = bounds
+    settings = config(pending=pending, limits={"max_kinds": max_kinds}, rebalance={"low": low, "high": high})
     oracle = ReferenceIndex(settings.pending, max_kinds)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder, "store"), settings)
-        apply_bounds(run.index.writer, (1, 2))
+        apply_bounds(run.index.writer, bounds)
         try:
             rest = records
             while rest:
