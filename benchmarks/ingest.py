@@ -11,9 +11,10 @@ Systems: the pipeline as the daemon runs it, with rebalancing (the default) and 
 the peer: poll, parse, encode, assign, put, and nothing else (:mod:`benchmarks.bare` says what it leaves out). The bare
 path runs in two threads, as the pipeline does, and in one; the faster of the two is what the pipeline is compared with.
 
-Units: records per second; microseconds of processor time (all threads of the process) per record, which a busy machine
-disturbs less. Ratio "bare / ours": how many times faster the bare path is than the pipeline with its
-defaults. The model is untrained: F = 3 facets, L = 2 layers of M = 256 codewords, d = 64, one torch thread.
+Units: records per second; microseconds of processor time per record (all threads of the process), which a busy machine
+disturbs less. Ratio "bare / ours": how many times faster the bare path is than the pipeline with its defaults; ratio
+"processor time, ours / bare" compares the work alone, whatever the two cores were doing besides. The model is
+untrained: F = 3 facets, L = 2 layers of M = 256 codewords, d = 64, one torch thread.
 """
 
 from __future__ import annotations

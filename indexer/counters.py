@@ -84,7 +84,11 @@ def add_engagements(
 
 
 def decayed_counts(rows: CounterRows, now_ms: int, half_lives_s: tuple[int, ...]) -> F64:
-    """(n, W) engagements, each weighing ``2 ** (-age / half_life)`` at ``now_ms``."""
-    now = now_ms / (np.array(half_lives_s) * 1_000.0)
-    exponent = rows.epochs * float(EPOCH_HALF_LIVES) - now[None, :]
+    """(n, W) engagements, each weighing ``2 ** (-age / half_life)`` at ``now_ms``.
+
+    For an item with later engagements the time is that of its last one: weights above 1 would drown all else.
+    """
+    at_ms = np.maximum(rows.last_at, now_ms)
+    now = at_ms[:, None] / (np.array(half_lives_s) * 1_000.0)[None, :]
+    exponent = rows.epochs * float(EPOCH_HALF_LIVES) - now
     return rows.decayed * np.exp2(np.clip(exponent, -1_074, 0.0))

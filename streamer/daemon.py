@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 STATE_FILE: Final = "daemon.json"
 DEAD_LETTER_FILE: Final = "deadletters.jsonl"
+_ASK_S: Final = 2.0
 
 
 def open_source(config: Config, *, follow: bool) -> Source:
@@ -231,7 +234,10 @@ def running_daemon(data_dir: Path) -> str | None:
     """URL of the daemon that runs on this data directory, if one does."""
     try:
         state = orjson.loads((data_dir / STATE_FILE).read_bytes())
-        os.kill(int(state["pid"]), 0)
-    except (OSError, ValueError, KeyError):
+        url = str(state["url"])
+        with urllib.request.urlopen(f"{url}/livez", timeout=_ASK_S):  # noqa: S310  # our own daemon's address
+            return url
+    except urllib.error.HTTPError:
+        return url  # it answers, if only that it is stuck
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # none, or the file of one that was killed
-    return str(state["url"])

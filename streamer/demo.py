@@ -66,6 +66,8 @@ def run_demo(workdir: Path, *, retrain: bool, stage: Stage) -> DemoOutcome:
         UsageError: if ``workdir`` holds something else.
     """
     events, model_dir, data_dir = workdir / "events", workdir / "model", workdir / "data"
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"{workdir} is a file; give --workdir a directory")
     if workdir.exists() and any(entry.name not in {"events", "model", "data"} for entry in workdir.iterdir()):
         raise UsageError(f"{workdir} holds other things; give --workdir an empty or new directory")
     if not events.exists():

@@ -145,7 +145,9 @@ def _make_room(path: Path, *, overwrite: bool) -> list[Path]:
     except OSError as err:
         raise UsageError(f"cannot make event log {path}: {err}") from err
     if there and not overwrite:
-        raise UsageError(f"{path} is not empty (it holds {there[0].name}); choose another directory or overwrite")
+        raise UsageError(
+            f"{path} is not empty (it holds {there[0].name}); choose another directory, or give --overwrite"
+        )
     for entry in there:
         if not FILE_NAME.fullmatch(entry.name.removesuffix(PARTIAL_SUFFIX)) or not entry.is_file():
             raise UsageError(f"{entry} is no event log file; overwriting replaces nothing but event logs")

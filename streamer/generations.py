@@ -38,8 +38,10 @@ def current_generation(data_dir: Path) -> str:
         return (data_dir / "CURRENT").read_text().strip() or FIRST
     except FileNotFoundError:
         return FIRST
-    except OSError as error:
-        raise StoreError(f"cannot read {data_dir / 'CURRENT'}: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"cannot read {data_dir / 'CURRENT'}: {error}; it should hold the name of a directory in generations/"
+        ) from error
 
 
 def model_path(data_dir: Path, generation: str) -> Path:

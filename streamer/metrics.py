@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 RECORDS: Final = "facetstream_records"
 """Records applied, by stream: items, engagements."""
@@ -34,6 +34,9 @@ QUEUE_BATCHES: Final = "facetstream_queue_batches"
 """Batches waiting for the writer."""
 
 _FINE: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter that nobody asked for
 
 
 class Metrics:

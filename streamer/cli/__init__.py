@@ -23,14 +23,25 @@ for room in (learn, stream, inspect, query, deadletters, configuration):
     room.register(app)
 
 
+def _tell(message: str) -> None:
+    err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
     try:
         app(standalone_mode=True)
     except FacetstreamError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False)
+        _tell(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output (head, less) left: not an error, but nothing may be flushed to it any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if {"-v", "--verbose"} & set(sys.argv):
+            raise
+        _tell(f"{type(error).__name__}: {error}; this is a defect: please report it with what `-v` adds")
+        sys.exit(1)

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 import orjson
 import structlog
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from schemas.config import Config, LogConfig
+from schemas.errors import UsageError
+from schemas.events import TimeMs
 from schemas.settings import Settings, load_settings
 
 ConfigFile = Annotated[
@@ -30,7 +32,7 @@ ModelDir = Annotated[Path | None, typer.Option("--model", help="Model artifact d
 
 _PIPED_WIDTH = 160  # where the output is no terminal, nobody is served by lines cut at 80
 out = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
-err = Console(stderr=True)
+err = Console(stderr=True, soft_wrap=not sys.stderr.isatty())
 
 
 def settings(config_file: Path | None, data_dir: Path | None, verbose: bool, **flags: Any) -> Settings:
@@ -75,7 +77,23 @@ def show(reply: BaseModel | dict[str, Any], as_json: bool, table: Callable[[], R
         document = reply.model_dump(mode="json", by_alias=True) if isinstance(reply, BaseModel) else reply
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        out.print(table())
+        # What is printed comes from outside: brackets in it are no markup.
+        out.print(table(), markup=False, highlight=False)
+
+
+def moment_ms(option: str, value: str | None) -> int | None:
+    """Epoch milliseconds of a time given as an option, in the form and the range of event times.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if value is None:
+        return None
+    try:
+        return TypeAdapter(TimeMs).validate_python(int(value) if value.isdigit() else value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{option}: {problem} (given: {value})") from None
 
 
 def progress_bar() -> Progress:
@@ -93,9 +111,13 @@ def progress_bar() -> Progress:
 
 
 class Grid(Table):
-    """A plain table below a heading that may be wider than it, or stand alone."""
+    """A plain table below a heading that may be wider than it, or stand alone. Cells are text, never markup."""
 
     heading: str = ""
+
+    def add_row(self, *cells: RenderableType | None, **style: Any) -> None:
+        """As rich's, with strings taken as they are: they come from outside."""
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **style)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self.heading)

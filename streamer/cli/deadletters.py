@@ -43,7 +43,7 @@ def list_(
     newest: deque[dict[str, object]] = deque(maxlen=limit)
     for letter in letters:
         if reason is None or letter.reason is reason:
-            counts[letter.reason] = counts.get(letter.reason, 0) + 1
+            counts[letter.reason.value] = counts.get(letter.reason.value, 0) + 1
             newest.append(letter.model_dump(mode="json"))
 
     def table() -> Table:

@@ -11,6 +11,7 @@ from rich.table import Table
 from indexer import report
 from indexer.verify import verify as verify_store
 from schemas.config import Config
+from schemas.errors import DependencyError
 from schemas.replies import LagReply, LeavesReply, PartitionLag
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
 from streamer.daemon import open_source, running_daemon
@@ -179,6 +180,13 @@ def _lag_rows(found: Config, stored: dict[str, int]) -> list[PartitionLag]:
             ends = {str(partition): (end, None) for partition, end in source.end_offsets().items()}
         finally:
             source.close()
+    for name, offset in sorted(stored.items()):
+        if name not in ends or ends[name][0] < offset:
+            there = f"ends at {ends[name][0]}" if name in ends else "is not there"
+            raise DependencyError(
+                f"the store has applied {name} up to offset {offset}, but at the source that partition {there}: "
+                "is this the source the store was built from, and was it cut or replaced?"
+            )
     return [
         PartitionLag(
             partition=name,
@@ -231,7 +239,10 @@ def verify(
             f"{checked.postings} postings, {checked.leaves} leaves, {checked.routes} routes, "
             f"{checked.reencoded} encoded again, {checked.awaiting} leaves await the compactor"
         )
-        out = grid("\n".join([title, *reply.notes]), *(("invariant", "violation") if reply.violations else ()))
+        notes = list(reply.notes)
+        if reply.violations and all(violation.invariant == "I4" for violation in reply.violations):
+            notes.append("only sizes: the compactor was stopped before it was done; run `facetstream compact`")
+        out = grid("\n".join([title, *notes]), *(("invariant", "violation") if reply.violations else ()))
         for violation in reply.violations:
             out.add_row(violation.invariant, violation.detail)
         return out

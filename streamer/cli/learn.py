@@ -14,9 +14,8 @@ from rich.console import Group
 from rich.progress import Progress
 
 from schemas.errors import ConfigError, UsageError
-from schemas.events import parse_time_ms
 from schemas.training import TrainingConfig
-from streamer.cli._context import AsJson, Verbose, config, err, grid, progress_bar, show
+from streamer.cli._context import AsJson, Verbose, config, err, grid, moment_ms, progress_bar, show
 from streamer.importers.globo import import_globo
 from streamer.importers.movielens import import_movielens
 
@@ -162,13 +161,11 @@ def train(
     config(None, None, verbose)
     try:
         given = tomllib.loads(settings_file.read_text()) if settings_file is not None else {}
-        until_ms = None if until is None else parse_time_ms(int(until) if until.isdigit() else until)
     except OSError as error:
         raise ConfigError(f"training settings {settings_file} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"training settings {settings_file}: {error}") from error
-    except ValueError as error:
-        raise UsageError(f"--until: {error}") from None
+    until_ms = moment_ms("--until", until)
     flags = {"steps": steps, "codewords": codewords, "seed": seed}
     given |= {name: value for name, value in flags.items() if value is not None}
     try:

@@ -14,8 +14,7 @@ from indexer.retrieval.retrieve import retrieve
 from indexer.store import now_ms
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError, UsageError
-from schemas.events import parse_time_ms
-from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, show
+from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, moment_ms, show
 from streamer.generations import open_for_reading
 
 
@@ -29,7 +28,7 @@ def query(
     k: Annotated[int | None, typer.Option("-k", help="Results.", show_default="retrieval.k")] = None,
     indices: Annotated[int | None, typer.Option(help="Leaves to read.", show_default="retrieval.indices")] = None,
     multinomial: Annotated[bool, typer.Option("--multinomial", help="Draw the leaves by their votes.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of the draw.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw.")] = None,
     at: Annotated[
         str | None, typer.Option(help="Time at which engagements and ages count.", show_default="now")
     ] = None,
@@ -41,17 +40,16 @@ def query(
     """Items that go well with the trigger items; works while the daemon runs."""
     found = config(config_file, data_dir, verbose)
     overrides: dict[str, Any] = {"k": k, "indices": indices, "selection": "multinomial" if multinomial else None}
+    given_ms = moment_ms("--at", at)
+    when = now_ms() if given_ms is None else given_ms
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         wanted = RetrievalConfig.model_validate(found.retrieval.model_dump() | given)
-        when = now_ms() if at is None else parse_time_ms(int(at) if at.isdigit() else at)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
         ) from None
-    except ValueError as error:
-        raise UsageError(f"--at: {error}") from None
     with open_for_reading(found) as store:
         reader = StoreReader(store)
         candidates = retrieve(reader, item, wanted, when, seed)
