@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.pending import Pending, load_pending
+from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor
 from indexer.store import Store, check_meta
 from indexer.view import LiveView, load_view
@@ -56,9 +58,9 @@ class Index:
             raise
         return cls(store, view, pending, config)
 
-    def compactor(self, config: Config) -> Compactor:
+    def compactor(self, config: Config, on_applied: Callable[[Outcome], None] = lambda _: None) -> Compactor:
         """A compactor for use on the writer's own thread."""
-        return Compactor(self.view, config.rebalance, lambda change: change(self.writer))
+        return Compactor(self.view, config.rebalance, lambda change: change(self.writer), on_applied)
 
     def close(self) -> None:
         """Sync and release the store."""

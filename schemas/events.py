@@ -83,12 +83,12 @@ class ItemContent(BaseModel):
 
     title: str | None = None
     text: str | None = None
-    categories: list[Label] = []
-    tags: list[Label] = []
+    categories: list[Label] = Field(default_factory=list)
+    tags: list[Label] = Field(default_factory=list)
     creator_id: Label | None = None
     language: Label | None = None
     embedding: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
-    attributes: dict[Label, Label] = {}
+    attributes: dict[Label, Label] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:

@@ -13,7 +13,8 @@ import structlog
 from indexer.batch import EventBatch, empty_engagements, empty_items
 from indexer.index import Index
 from indexer.pending import Expired
-from indexer.rebalance.compactor import Compactor, Round, out_of_bounds
+from indexer.rebalance.apply import Outcome
+from indexer.rebalance.compactor import Compactor, out_of_bounds
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StoreError, UsageError
@@ -94,7 +95,7 @@ class Pipeline:
         self.metrics = metrics if metrics is not None else Metrics()
         self.progress = Progress()
         self.inbox: Inbox[Prepared] = Inbox(config.writer.queue_batches)
-        self.compactor = Compactor(index.view, config.rebalance, self.inbox.call)
+        self.compactor = Compactor(index.view, config.rebalance, self.inbox.call, self._count)
         decoder = Decoder(config.limits, model.check)
         self.reader = Reader(source, decoder, model, self.inbox, config, to_end=to_end)
 
@@ -129,8 +130,8 @@ class Pipeline:
                 thread.join(self._config.writer.shutdown_s)
         if self._to_end and not self._asked_to_stop and self._config.rebalance.enabled:
             # A bounded run ends balanced; nobody else is left to do it.
-            compactor = self._index.compactor(self._config)
-            self._count(compactor.run_until_idle(stopped=lambda: self._asked_to_stop))
+            compactor = self._index.compactor(self._config, self._count)
+            compactor.run_until_idle(stopped=lambda: self._asked_to_stop)
             self._unsynced = True
         self._sync()
         if not threads[0].is_alive():
@@ -256,7 +257,6 @@ class Pipeline:
                 done = self.compactor.round(merges=merges)
                 if merges and not done.merges:
                     merged_at = time.monotonic()
-                self._count(done)
                 if done.idle:
                     self._stop.wait(config.interval_ms / 1_000)
         except InboxClosedError:
@@ -267,11 +267,9 @@ class Pipeline:
             self._end_threads()
             self.inbox.end(error)
 
-    def _count(self, done: Round) -> None:
-        for op, count in (("split", done.splits), ("merge", done.merges), ("mark", done.marks)):
-            if count:
-                self.metrics.rebalanced.labels(op).inc(count)
-        self.metrics.moved.inc(done.moved)
+    def _count(self, outcome: Outcome) -> None:
+        self.metrics.rebalanced.labels(outcome.op).inc()
+        self.metrics.moved.inc(outcome.moved)
 
 
 def _letter_of(entry: Expired) -> DeadLetter:

@@ -45,12 +45,20 @@ class Compactor:
         view: of the store.
         config: bounds and pace.
         run: how a change reaches the writer: directly when this thread is the writer, else through its queue.
+        on_applied: told of every plan that was applied, also when a later one of its round fails.
     """
 
-    def __init__(self, view: LiveView, config: RebalanceConfig, run: RunOnWriter) -> None:
+    def __init__(
+        self,
+        view: LiveView,
+        config: RebalanceConfig,
+        run: RunOnWriter,
+        on_applied: Callable[[Outcome], None] = lambda _: None,
+    ) -> None:
         self._view = view
         self._config = config
         self._run = run
+        self._on_applied = on_applied
 
     def round(self, *, merges: bool = True) -> Round:
         """One bounded round: about ``rebalance.round_items`` members moved.
@@ -68,6 +76,8 @@ class Compactor:
             outcome = self._run(partial(apply_plan, plan=plan, bounds=bounds))
             if outcome is not None:
                 outcomes.append(outcome)
+                if outcome.applied:
+                    self._on_applied(outcome)
         return Round(
             splits=sum(o.applied for o in outcomes if o.op == "split"),
             merges=sum(o.applied for o in outcomes if o.op == "merge"),

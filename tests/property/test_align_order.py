@@ -176,6 +176,30 @@ def test_only_the_partition_that_lags_holds_the_others_back(logs: dict[Partition
     assert [row for row in expected_order(logs) if row[0] != held] == reading.seen
 
 
+def test_a_partition_goes_on_at_its_clock_after_a_restart() -> None:
+    """An event that lies behind what was read before keeps its place, although what was read before is forgotten."""
+    logs: dict[Partition, Log] = dict.fromkeys(PARTITIONS, [])
+    logs[PARTITIONS[0]], logs[PARTITIONS[2]] = [10, 3], [5, 12]
+    reading = Reading(logs)
+    reading.start()
+    reading.poll(PARTITIONS[0], 1)
+    reading.poll(PARTITIONS[2], 1)
+    reading.take(10, None)  # the click at 5; the item at 10 waits for what else may come before it
+    reading.poll(PARTITIONS[2], 1)
+    reading.take(10, None)  # now the item at 10
+    assert reading.seen == [(PARTITIONS[2], 0), (PARTITIONS[0], 0)]
+    reading.start()
+    reading.poll(PARTITIONS[2], 1)
+    reading.take(10, None)
+    reading.poll(PARTITIONS[0], 1)
+    reading.take(10, None)
+    assert (
+        reading.seen
+        == expected_order(logs)
+        == [(PARTITIONS[2], 0), (PARTITIONS[0], 0), (PARTITIONS[0], 1), (PARTITIONS[2], 1)]
+    )
+
+
 def test_how_much_waits_is_counted_with_its_letters() -> None:
     aligner = Aligner(PARTITIONS)
     aligner.push(decoded(PARTITIONS[0], [5, None, 6], 0, 3))

@@ -266,6 +266,19 @@ def test_a_plan_whose_leaf_is_gone_or_changed_hands_is_dropped(tmp_path: Path) -
         assert_at_rest(index)
 
 
+def test_a_mark_is_not_put_on_a_leaf_that_others_joined_since(tmp_path: Path) -> None:
+    index, _ = with_index(tmp_path)
+    with index:
+        fill(index, range(12))
+        facet = index.view.facets[0]
+        target, other = facet.alive()[:2].tolist()
+        mark = MarkPlan(0, target, int(facet.leaves["version"][target]), LeafState.UNSPLITTABLE)
+        versions = tuple(facet.leaves["version"][[target, other]].tolist())
+        assert apply_plan(index.writer, MergePlan(0, target, (other,), versions), (2, 8)).applied
+        assert not apply_plan(index.writer, mark, (2, 8)).applied
+        assert_view_is_loaded(index)
+
+
 def test_a_split_plan_is_dropped_when_most_of_its_members_left(tmp_path: Path) -> None:
     index, chosen = with_index(tmp_path, low=1, high=2)
     with index:
