@@ -73,14 +73,12 @@ class EventBatch:
 
     Attributes:
         positions: partition name -> next offset once this batch is applied.
-        clocks: partition name -> latest event time read of it, epoch milliseconds.
         dead_letters: records of this batch that were set aside.
     """
 
     items: ItemRows
     engagements: EngagementRows
     positions: Mapping[str, int] = field(default_factory=dict)
-    clocks: Mapping[str, int] = field(default_factory=dict)
     dead_letters: int = 0
 
     def item_order(self) -> I64:

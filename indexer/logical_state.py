@@ -76,7 +76,6 @@ class LogicalState:
         items: item id -> facts.
         pending: (partition name, offset) -> (item id, the engagement's bytes).
         totals: the running totals that do not depend on rebalancing.
-        clocks: partition name -> latest event time read.
         offsets: partition name -> next offset.
         letters: dead letter -> how often it is there; 1 where the sink is exactly-once.
     """
@@ -84,7 +83,6 @@ class LogicalState:
     items: Mapping[str, ItemFacts]
     pending: Mapping[tuple[str, int], tuple[str, bytes]]
     totals: Mapping[str, int]
-    clocks: Mapping[str, int]
     offsets: Mapping[str, int]
     letters: Mapping[LetterFacts, int]
 
@@ -105,7 +103,6 @@ def logical_state(store: Store, letters: Iterable[DeadLetter] = ()) -> LogicalSt
         items=dict(_items(store)),
         pending={(source, offset): (item_id, record) for (item_id, source, offset), record in waiting},
         totals={name: getattr(totals, name) for name in _TOTALS},
-        clocks=totals.clocks,
         offsets=store.offsets(),
         letters=Counter(
             LetterFacts(letter.reason, letter.topic, letter.partition, letter.offset, letter.key, letter.value)

@@ -9,37 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
-from rocksdict import AccessType, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import AccessType, Rdict, WriteOptions
 
 from indexer import keys
-from schemas.errors import StoreCorruptError, StoreError, StoreLockedError, StoreMismatchError
+from indexer.rocksdb import check_end, open_db, store_error
+from indexer.write_batch import Batch
+from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
 from schemas.store import StoreMeta, Totals
-
-_LOCK_WORDS: Final = ("lock hold by current process", "While lock file")
-_WRITE_BUFFER: Final = 32 << 20
-_JOURNAL_KEPT: Final = 10_000
-
-
-def _options(*, compress: bool = False) -> Options:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    options.set_write_buffer_size(_WRITE_BUFFER)
-    options.set_max_background_jobs(2)
-    options.set_keep_log_file_num(4)
-    options.set_max_total_wal_size(256 << 20)
-    options.set_compression_type(DBCompressionType.lz4() if compress else DBCompressionType.none())
-    return options
-
-
-def _families() -> dict[str, Options]:
-    # Vectors are near-random bits; everything else is text or counters and shrinks well.
-    return {name: _options(compress=name != "vectors") for name in keys.FAMILIES}
 
 
 def store_path(data_dir: Path, generation: str) -> Path:
@@ -72,7 +53,7 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make {path}: {error}; choose another --data-dir") from error
-        return _describe(cls(path, _open(path, AccessType.read_write())), meta)
+        return _describe(cls(path, open_db(path, AccessType.read_write())), meta)
 
     @classmethod
     def open_or_create(cls, path: Path, meta: StoreMeta) -> Store:
@@ -99,7 +80,7 @@ class Store:
         """
         if not (path / "CURRENT").exists():
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
-        return cls(path, _open(path, AccessType.read_write()))
+        return cls(path, open_db(path, AccessType.read_write()))
 
     @classmethod
     def open_secondary(cls, path: Path) -> Store:
@@ -112,7 +93,7 @@ class Store:
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
         aside = tempfile.TemporaryDirectory(prefix="facetstream-secondary-")
         try:
-            store = cls(path, _open(path, AccessType.secondary(aside.name)), aside)
+            store = cls(path, open_db(path, AccessType.secondary(aside.name)), aside)
         except StoreError:
             aside.cleanup()
             raise
@@ -132,7 +113,7 @@ class Store:
         try:
             self._db.try_catch_up_with_primary()
         except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
-            raise _store_error("cannot follow", self.path, error) from error
+            raise store_error("cannot follow", self.path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -166,7 +147,7 @@ class Store:
             try:
                 self._db.close()
             except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
-                raise _store_error("cannot close", self.path, error) from error
+                raise store_error("cannot close", self.path, error) from error
             finally:
                 if self._secondary_dir is not None:
                     self._secondary_dir.cleanup()
@@ -225,7 +206,7 @@ class Store:
                     return
                 yield key, value
                 last = key
-            _check_end(column, last)
+            check_end(column, last)
 
     def scan_keys(self, family: str, prefix: bytes = b"") -> Iterator[bytes]:
         """As :meth:`scan`, keys alone."""
@@ -237,7 +218,7 @@ class Store:
                     return
                 yield key
                 last = key
-            _check_end(column, last)
+            check_end(column, last)
 
     def newest(self, family: str) -> tuple[bytes, bytes] | None:
         """The entry with the greatest key."""
@@ -255,7 +236,7 @@ class Store:
         try:
             yield
         except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
-            raise _store_error(f"cannot read {family} in", self.path, error) from error
+            raise store_error(f"cannot read {family} in", self.path, error) from error
 
     def meta(self) -> StoreMeta:
         """What the store was made for."""
@@ -317,38 +298,6 @@ def _describe(store: Store, meta: StoreMeta) -> Store:
     return store
 
 
-def _open(path: Path, access: AccessType) -> Rdict:
-    try:
-        return Rdict(str(path), _options(), _families(), access)
-    except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
-        raise _store_error("cannot open", path, error) from error
-
-
-def _store_error(doing: str, path: Path, error: Exception) -> StoreError:
-    text = str(error)
-    if any(word in text for word in _LOCK_WORDS):
-        return StoreLockedError(
-            f"{path} is held by another process, most likely a running daemon; stop it, or use a reading command"
-        )
-    if "Corruption" in text:
-        return StoreCorruptError(f"{path} is damaged: {text}; it was left as it is: restore a checkpoint or replay")
-    return StoreError(f"{doing} {path}: {text}")
-
-
-def _check_end(column: Any, last: bytes) -> None:
-    """Raise if a scan that returned ``last`` ended there for another reason than that nothing follows.
-
-    rocksdict's own iterators end without a word at a block that is damaged; a view loaded from half of the items
-    would pass for a small index.
-    """
-    rows = column.iter()
-    rows.seek(last)
-    if rows.valid() and rows.key() == last:
-        rows.next()
-    if not rows.valid():
-        rows.status()
-
-
 def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:
     """Refuse a store made for something else.
 
@@ -366,55 +315,6 @@ def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:
             f"{path} (generation {found.generation}) was built with another model or configuration: "
             f"{'; '.join(differing)}. Give the artifact it was built with, or build a new index in another --data-dir"
         )
-
-
-class Batch:
-    """One atomic write in the making. Single use."""
-
-    def __init__(self, handles: dict[str, Any]) -> None:
-        self._handles = handles
-        self._batch = WriteBatch(raw_mode=True)
-
-    def put(self, family: str, key: bytes, value: bytes) -> None:
-        """Set one entry."""
-        self._batch.put(key, value, self._handles[family])
-
-    def put_many(self, family: str, many_keys: list[bytes], values: list[bytes]) -> None:
-        """Set many entries of one family."""
-        put, handle = self._batch.put, self._handles[family]
-        for key, value in zip(many_keys, values, strict=True):
-            put(key, value, handle)
-
-    def put_empty(self, family: str, many_keys: list[bytes]) -> None:
-        """Set many entries that are all key."""
-        put, handle = self._batch.put, self._handles[family]
-        for key in many_keys:
-            put(key, b"", handle)
-
-    def delete_many(self, family: str, many_keys: list[bytes]) -> None:
-        """Remove many entries of one family."""
-        delete, handle = self._batch.delete, self._handles[family]
-        for key in many_keys:
-            delete(key, handle)
-
-    def totals(self, totals: Totals) -> None:
-        """Set the running totals."""
-        self.put("meta", b"totals", totals.model_dump_json().encode())
-
-    def offset(self, partition: str, next_offset: int) -> None:
-        """Set a partition's next offset."""
-        self.put("offsets", partition.encode(), keys.U64.pack(next_offset))
-
-    def journal(self, sequence: int, entry: bytes) -> None:
-        """Append a journal entry; the oldest beyond the kept number goes."""
-        self.put("journal", keys.U64.pack(sequence), entry)
-        if sequence >= _JOURNAL_KEPT:
-            self.delete_many("journal", [keys.U64.pack(sequence - _JOURNAL_KEPT)])
-
-    def take(self) -> WriteBatch:
-        """The batch itself, to be written once."""
-        taken, self._batch = self._batch, WriteBatch(raw_mode=True)
-        return taken
 
 
 def now_ms() -> int:

@@ -39,7 +39,6 @@ class Totals(BaseModel):
         next_leaf: per facet, leaf ids below it are taken; a leaf id is never used again.
         journal_seq: entries written to the journal so far.
         stream_time_ms: largest occurred_at applied; pending engagements age by it.
-        clocks: partition name -> largest occurred_at read of it; gives the same reading order after a restart.
         dead_letters: records set aside so far.
         dead_letter_position: where the dead-letter file ends, bytes; None where the sink is a topic.
         items_stale: item events that came after a later one for the same item.
@@ -54,7 +53,6 @@ class Totals(BaseModel):
     next_leaf: list[int]
     journal_seq: int = 0
     stream_time_ms: int = 0
-    clocks: dict[str, int] = {}
     items_live: int = 0
     items_deleted: int = 0
     items_stale: int = 0

@@ -12,7 +12,7 @@ run that was stopped and started again applies them as an undisturbed one does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -41,20 +41,17 @@ class Aligned:
 class Aligner:
     """Holds decoded records until their time has come.
 
-    Args:
-        partitions: all that are read.
-        clocks: where those that were read before stand.
+    After a restart the clocks begin at 0 again. That changes no order: what was applied is all that comes first, so
+    what is left is either later than any clock then, or the rest of the one partition whose turn it was.
 
     Attributes:
         clocks: the latest event time seen of each partition, epoch milliseconds.
     """
 
-    def __init__(self, partitions: Iterable[Partition], clocks: Mapping[Partition, int] | None = None) -> None:
+    def __init__(self, partitions: Iterable[Partition]) -> None:
         ranked = sorted(partitions, key=lambda partition: (partition.stream is not Stream.ITEMS, partition))
         self._held: dict[Partition, deque[Aligned]] = {partition: deque() for partition in ranked}
         self.clocks: dict[Partition, int] = dict.fromkeys(ranked, 0)
-        if clocks is not None:
-            self.clocks |= {partition: clocks[partition] for partition in ranked if partition in clocks}
 
     def push(self, decoded: Decoded) -> None:
         """Take in what was read next of its partition."""

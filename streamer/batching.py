@@ -42,12 +42,10 @@ class Part:
 
     Attributes:
         order: (n,) ascending: place of each event among all of the batch.
-        clock: of the partition after these, epoch milliseconds; None where there is no event.
     """
 
     decoded: Decoded
     order: I64
-    clock: int | None
 
 
 def cut(released: Iterable[Aligned], size: int) -> Iterator[list[Part]]:
@@ -84,7 +82,7 @@ def _take(rest: list[Aligned | None], in_order: I64) -> Iterator[Part]:
             if not count:
                 continue
             head, rest[number] = aligned.split(count)
-        yield Part(head.decoded, np.flatnonzero(in_order == number), int(head.clocks[-1]) if count else None)
+        yield Part(head.decoded, np.flatnonzero(in_order == number))
 
 
 def prepare(parts: list[Part], model: FrozenModel) -> Prepared:
@@ -97,7 +95,6 @@ def prepare(parts: list[Part], model: FrozenModel) -> Prepared:
         _item_rows(items, model) if items.events else empty_items(manifest.facets, manifest.dim),
         _engagement_rows(engagements) if engagements.events else empty_engagements(),
         {str(part.decoded.partition): part.decoded.next_offset for part in parts},
-        {str(part.decoded.partition): part.clock for part in parts if part.clock is not None},
         len(letters),
     )
     records = len(items.events) + len(engagements.events) + len(letters)

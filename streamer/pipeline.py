@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -114,9 +114,9 @@ class Pipeline:
         Raises:
             FacetstreamError: whatever reading, writing or rebalancing could not get over; the store stays consistent.
         """
-        starts = self._starts(self._index.view.positions), self._starts(self._index.view.totals.clocks)
+        positions = self._positions()
         self._restore_sink()
-        threads = [threading.Thread(target=self.reader.run, args=starts, name="reader", daemon=True)]
+        threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
         if self._config.rebalance.enabled:
             threads.append(threading.Thread(target=self._rebalance, name="compactor", daemon=True))
         for thread in threads:
@@ -137,15 +137,16 @@ class Pipeline:
         if not threads[0].is_alive():
             self._source.commit(self._durable())
 
-    def _starts(self, by_name: Mapping[str, int]) -> dict[Partition, int]:
-        """What the store holds for each partition of the source."""
-        for name, position in self._index.view.positions.items():
+    def _positions(self) -> dict[Partition, int]:
+        """Where the store stands in each partition of the source."""
+        stored = self._index.view.positions
+        for name, position in stored.items():
             if position and name not in self._partitions:
                 raise UsageError(
                     f"the store holds {position} records of {name}, which the source does not have; put it back, "
                     "or start with an empty store"
                 )
-        return {partition: by_name[name] for name, partition in self._partitions.items() if name in by_name}
+        return {partition: stored[name] for name, partition in self._partitions.items() if name in stored}
 
     def _restore_sink(self) -> None:
         stored = self._index.view.totals.dead_letter_position

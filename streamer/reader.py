@@ -65,23 +65,18 @@ class Reader:
         """Positions that are durable; committed to the source for lag tools at the next turn."""
         self._commit = positions
 
-    def run(self, positions: Mapping[Partition, int], clocks: Mapping[Partition, int]) -> None:
-        """Thread body: read from ``positions`` on; what goes wrong reaches the writer through the inbox.
-
-        Args:
-            positions: next offset of each partition that was read before.
-            clocks: latest event time read of each of them, epoch milliseconds.
-        """
+    def run(self, positions: Mapping[Partition, int]) -> None:
+        """Thread body: read from ``positions`` on; what goes wrong reaches the writer through the inbox."""
         try:
-            self._loop(positions, clocks)
+            self._loop(positions)
         except BaseException as error:  # noqa: BLE001  # handed to the writer, which raises it
             self._inbox.end(error)
         else:
             self._inbox.end()
 
-    def _loop(self, positions: Mapping[Partition, int], clocks: Mapping[Partition, int]) -> None:
+    def _loop(self, positions: Mapping[Partition, int]) -> None:
         partitions = self._source.partitions()
-        aligner = Aligner(partitions, clocks)
+        aligner = Aligner(partitions)
         self._read = {partition: positions.get(partition, 0) for partition in partitions}
         self._source.seek(positions)
         self.ends = self._source.end_offsets()

@@ -121,7 +121,6 @@ class ReferenceIndex:
                 "dead_letters": len(self.letters),
                 "stream_time_ms": self.stream_time,
             },
-            clocks={},
             offsets=self.offsets,
             letters=dict.fromkeys(self.letters, 1),
         )

@@ -12,11 +12,13 @@ import orjson
 
 from indexer import keys
 from indexer.keys import LeafRecord, LeafState
+from indexer.postings import put_sizes
 from indexer.rebalance.plan import MarkPlan, MergePlan, Plan, SplitPlan
 from indexer.routing import nearest_of
-from indexer.store import Batch, now_ms
+from indexer.store import now_ms
 from indexer.view import FacetView, LiveView
-from indexer.writer import IndexWriter, put_sizes
+from indexer.write_batch import Batch
+from indexer.writer import IndexWriter
 from schemas.store import Totals
 
 I64 = npt.NDArray[np.int64]

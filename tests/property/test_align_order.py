@@ -70,13 +70,12 @@ class Reading:
 
     logs: dict[Partition, Log]
     positions: dict[Partition, int] = field(default_factory=lambda: dict.fromkeys(PARTITIONS, 0))
-    clocks: dict[Partition, int] = field(default_factory=dict)
     seen: list[tuple[Partition, int]] = field(default_factory=list)
     letters: list[tuple[Partition, int]] = field(default_factory=list)
 
     def start(self) -> None:
         self.read = dict(self.positions)
-        self.aligner = Aligner(PARTITIONS, self.clocks)
+        self.aligner = Aligner(PARTITIONS)
 
     def at_end(self) -> set[Partition]:
         return {partition for partition, log in self.logs.items() if self.read[partition] == len(log)}
@@ -108,8 +107,6 @@ class Reading:
             assert sorted(offsets + letters) == list(range(before, part.decoded.next_offset))
             self.letters += [(partition, offset) for offset in letters]
             rows += [(place, partition, offset) for place, offset in zip(part.order.tolist(), offsets, strict=True)]
-            if part.clock is not None:
-                self.clocks[partition] = part.clock
         assert sorted(place for place, _, _ in rows) == list(range(len(rows)))
         assert len(rows) <= size
         self.seen += [(partition, offset) for _, partition, offset in sorted(rows)]
@@ -176,30 +173,6 @@ def test_only_the_partition_that_lags_holds_the_others_back(logs: dict[Partition
     assert [row for row in expected_order(logs) if row[0] != held] == reading.seen
 
 
-def test_a_partition_goes_on_at_its_clock_after_a_restart() -> None:
-    """An event that lies behind what was read before keeps its place, although what was read before is forgotten."""
-    logs: dict[Partition, Log] = dict.fromkeys(PARTITIONS, [])
-    logs[PARTITIONS[0]], logs[PARTITIONS[2]] = [10, 3], [5, 12]
-    reading = Reading(logs)
-    reading.start()
-    reading.poll(PARTITIONS[0], 1)
-    reading.poll(PARTITIONS[2], 1)
-    reading.take(10, None)  # the click at 5; the item at 10 waits for what else may come before it
-    reading.poll(PARTITIONS[2], 1)
-    reading.take(10, None)  # now the item at 10
-    assert reading.seen == [(PARTITIONS[2], 0), (PARTITIONS[0], 0)]
-    reading.start()
-    reading.poll(PARTITIONS[2], 1)
-    reading.take(10, None)
-    reading.poll(PARTITIONS[0], 1)
-    reading.take(10, None)
-    assert (
-        reading.seen
-        == expected_order(logs)
-        == [(PARTITIONS[2], 0), (PARTITIONS[0], 0), (PARTITIONS[0], 1), (PARTITIONS[2], 1)]
-    )
-
-
 def test_how_much_waits_is_counted_with_its_letters() -> None:
     aligner = Aligner(PARTITIONS)
     aligner.push(decoded(PARTITIONS[0], [5, None, 6], 0, 3))
@@ -217,7 +190,6 @@ def test_letters_alone_make_a_batch_of_their_own() -> None:
     aligner.push(decoded(PARTITIONS[2], [None, None], 0, 2))
     [parts] = list(cut(aligner.release(()), 10))
     assert [part.decoded.next_offset for part in parts] == [2]
-    assert parts[0].clock is None
 
 
 def test_prepared_rows_stand_in_reading_order() -> None:
@@ -249,6 +221,5 @@ def test_prepared_rows_stand_in_reading_order() -> None:
     assert prepared.batch.engagements.occurred_at.tolist() == [1, 2, 5, 8]
     assert prepared.batch.stream_times(3).tolist() == [3, 3, 3, 3, 3, 3, 4, 5, 6, 8, 9]
     assert prepared.batch.positions == {"items-0": 3, "items-1": 3, "engagements-0": 3, "engagements-1": 2}
-    assert prepared.batch.clocks == {"items-0": 6, "items-1": 9, "engagements-0": 5, "engagements-1": 8}
     assert prepared.batch.dead_letters == 1
     assert prepared.records == 11

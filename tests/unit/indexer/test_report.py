@@ -153,7 +153,7 @@ def test_every_difference_is_named(index: Index, records: list[Record], words: l
 
 
 def test_no_more_differences_are_told_than_asked_for(index: Index) -> None:
-    nothing = LogicalState({}, {}, {}, {}, {}, {})
+    nothing = LogicalState({}, {}, {}, {}, {})
     found = logical_state(index.store)
     assert len(differences(nothing, found, most=3)) == 3
     assert "is missing, expected" in differences(found, nothing)[0]

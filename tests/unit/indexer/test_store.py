@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rocksdict import AccessType, Rdict
 
-from indexer import store as store_module
+from indexer import rocksdb, write_batch
 from indexer.index import Index
 from indexer.store import Store
 from indexer.view import load_view
@@ -89,8 +89,8 @@ def test_names_and_dates_of_the_model_may_differ(tmp_path: Path) -> None:
 def test_a_process_killed_while_making_a_store_leaves_one_that_can_be_made_again(tmp_path: Path, families: str) -> None:
     path = tmp_path / "store"
     path.mkdir()
-    known = store_module._families() if families == "all" else None
-    Rdict(str(path), store_module._options(), known, AccessType.read_write()).close()
+    known = rocksdb.families() if families == "all" else None
+    Rdict(str(path), rocksdb.options(), known, AccessType.read_write()).close()
     with open_index(path) as index:
         fill(index, range(5))
         assert_sound(index.store, allow_unbalanced=True)
@@ -211,7 +211,7 @@ def test_the_newest_entry_and_none(tmp_path: Path) -> None:
 
 
 def test_the_journal_keeps_its_newest_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_JOURNAL_KEPT", 3)
+    monkeypatch.setattr(write_batch, "_JOURNAL_KEPT", 3)
     with open_index(tmp_path / "store") as index:
         for sequence in range(5):
             change = index.store.batch()

@@ -11,7 +11,7 @@ import pytest
 from indexer import keys
 from indexer.index import Index
 from indexer.keys import LeafRecord, LeafState
-from indexer.store import Batch
+from indexer.write_batch import Batch
 from schemas.errors import StoreCorruptError
 from schemas.replies import VerifyReply
 from tests.builders import Record, batch_of, check_store, fill, open_index, rebalance, store_meta, upserts, vector_of

@@ -1,0 +1,61 @@
+"""One atomic write in the making."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from rocksdict import WriteBatch
+
+from indexer import keys
+from schemas.store import Totals
+
+_JOURNAL_KEPT: Final = 10_000
+
+
+class Batch:
+    """One atomic write in the making. Single use."""
+
+    def __init__(self, handles: dict[str, Any]) -> None:
+        self._handles = handles
+        self._batch = WriteBatch(raw_mode=True)
+
+    def put(self, family: str, key: bytes, value: bytes) -> None:
+        """Set one entry."""
+        self._batch.put(key, value, self._handles[family])
+
+    def put_many(self, family: str, many_keys: list[bytes], values: list[bytes]) -> None:
+        """Set many entries of one family."""
+        put, handle = self._batch.put, self._handles[family]
+        for key, value in zip(many_keys, values, strict=True):
+            put(key, value, handle)
+
+    def put_empty(self, family: str, many_keys: list[bytes]) -> None:
+        """Set many entries that are all key."""
+        put, handle = self._batch.put, self._handles[family]
+        for key in many_keys:
+            put(key, b"", handle)
+
+    def delete_many(self, family: str, many_keys: list[bytes]) -> None:
+        """Remove many entries of one family."""
+        delete, handle = self._batch.delete, self._handles[family]
+        for key in many_keys:
+            delete(key, handle)
+
+    def totals(self, totals: Totals) -> None:
+        """Set the running totals."""
+        self.put("meta", b"totals", totals.model_dump_json().encode())
+
+    def offset(self, partition: str, next_offset: int) -> None:
+        """Set a partition's next offset."""
+        self.put("offsets", partition.encode(), keys.U64.pack(next_offset))
+
+    def journal(self, sequence: int, entry: bytes) -> None:
+        """Append a journal entry; the oldest beyond the kept number goes."""
+        self.put("journal", keys.U64.pack(sequence), entry)
+        if sequence >= _JOURNAL_KEPT:
+            self.delete_many("journal", [keys.U64.pack(sequence - _JOURNAL_KEPT)])
+
+    def take(self) -> WriteBatch:
+        """The batch itself, to be written once."""
+        taken, self._batch = self._batch, WriteBatch(raw_mode=True)
+        return taken
