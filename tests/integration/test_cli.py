@@ -126,3 +126,25 @@ def test_no_store_and_no_broker_say_so(tmp_path: Path, work: Path) -> None:
         "run", "--data-dir", tmp_path, "--model", work / "model", "--bootstrap", "127.0.0.1:9", "--port", "0", code=3
     )
     assert "127.0.0.1:9" in told
+
+
+def test_dead_letters_are_listed_whatever_they_hold(tmp_path: Path, work: Path) -> None:
+    log = tmp_path / "events"
+    log.mkdir()
+    (log / "items.jsonl").write_text('{"type":"item.[/b]","item_id":"x","occurred_at":1,"title":"t"}\n{\n')
+    (log / "engagements.jsonl").write_text("")
+    data = tmp_path / "data"
+    facetstream("run", "--events", log, "--model", work / "model", "--data-dir", data, "--until-end", "--port", "0")
+    listed = json.loads(facetstream("deadletters", "list", "--data-dir", data, "--json"))
+    assert listed["reasons"] == {"unknown_type": 1, "unparseable": 1}
+    assert "item.[/b]" in facetstream("deadletters", "list", "--data-dir", data)
+    assert json.loads(facetstream("stats", "--data-dir", data, "--json"))["dead_letters"] == 2
+
+
+def test_lag_refuses_a_source_that_was_cut(tmp_path: Path, work: Path) -> None:
+    log = tmp_path / "events"
+    log.mkdir()
+    for name in ("items.jsonl", "engagements.jsonl"):
+        (log / name).write_text("")
+    told = facetstream("lag", "--events", log, "--data-dir", work / "data", code=3)
+    assert "cut or replaced" in told
