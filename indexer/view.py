@@ -23,7 +23,6 @@ from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-F16 = npt.NDArray[np.float16]
 
 _CHUNK = 16_384
 

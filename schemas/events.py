@@ -140,7 +140,6 @@ class Engagement(_Event):
     value: FiniteFloat | None = None
 
 
-ItemUpsert = ItemCreated | ItemUpdated
 ItemEvent = Annotated[ItemCreated | ItemUpdated | ItemDeleted, Field(discriminator="type")]
 Event = Annotated[ItemCreated | ItemUpdated | ItemDeleted | Engagement, Field(discriminator="type")]
 
