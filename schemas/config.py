@@ -44,7 +44,27 @@ class KafkaConfig(_Section):
     dead_letters_topic: str = Field(
         default="facetstream-deadletters", description="where records go that cannot be applied"
     )
-    group_id: str = Field(default="facetstream", description="consumer group whose committed offsets lag tools read")
+    group_id: str = Field(
+        default="facetstream", description="consumer group: shares the shards out, and shows offsets to lag tools"
+    )
+    membership: Literal["group", "all"] = Field(
+        default="group",
+        description="group: the consumer group decides which shards this process owns; all: it owns every shard",
+    )
+    group_instance_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=249,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="static member of the group; unset: an id that is kept in the data directory",
+    )
+    session_timeout_s: float = Field(
+        default=30.0, ge=1, le=1_800, description="a member that is silent for this long loses its shards"
+    )
+    on_gap: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="records removed from a topic before they were read: refuse to go on, or count them and go on",
+    )
     client_id: str = Field(default="facetstream", description="name shown in broker logs")
     request_timeout_s: float = Field(default=30.0, gt=0, description="give up on a broker request after this long")
     connect_timeout_s: float = Field(default=10.0, gt=0, description="give up on the first connection after this long")
@@ -54,14 +74,27 @@ class KafkaConfig(_Section):
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="how to talk to the broker"
     )
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
         default=None, description="with SASL_*"
     )
-    sasl_username: str | None = Field(default=None, description="with SASL_*")
+    sasl_username: str | None = Field(default=None, description="with SASL_*, unless OAUTHBEARER")
     sasl_password: SecretStr | None = Field(
         default=None, description="with SASL_*; give it by environment, it is never printed"
     )
+    sasl_password_file: Path | None = Field(
+        default=None, description="file that holds the password, instead of sasl_password"
+    )
+    sasl_token_provider: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="with OAUTHBEARER: module:callable that returns a token",
+    )
     ssl_cafile: Path | None = Field(default=None, description="certificate authorities, PEM")
+    ssl_certfile: Path | None = Field(default=None, description="our own certificate, PEM, where the broker wants one")
+    ssl_keyfile: Path | None = Field(default=None, description="its private key, PEM")
+    ssl_key_password: SecretStr | None = Field(
+        default=None, description="of the private key; give it by environment, it is never printed"
+    )
 
 
 class ModelConfig(_Section):
@@ -96,6 +129,25 @@ class PendingConfig(_Section):
 
     max_age_s: int = Field(default=7 * 86_400, ge=1, description="in event time; older ones are dead letters")
     max_count: int = Field(default=200_000, ge=0, description="above this the oldest are dead letters")
+
+
+class DedupeConfig(_Section):
+    """Engagements sent twice, told by their ``event_id``."""
+
+    enabled: bool = Field(default=False, description="drop an engagement whose event_id was seen in the window")
+    window_s: int = Field(default=86_400, ge=1, description="how long an event_id is remembered, in event time")
+    max_count: int = Field(default=1_000_000, ge=1, description="event_ids remembered at most; bounds memory")
+
+
+class CheckpointConfig(_Section):
+    """Copies of the shards, from which another process can go on."""
+
+    url: str | None = Field(
+        default=None,
+        description="directory or fsspec URL (file://, s3://, ...) that all processes share; unset: in the data directory",
+    )
+    interval_s: float = Field(default=0.0, ge=0, description="the daemon takes one of each shard this often; 0: never")
+    keep: int = Field(default=3, ge=1, description="checkpoints kept of each shard")
 
 
 class WriterConfig(_Section):
@@ -207,6 +259,9 @@ class HttpConfig(_Section):
     live_after_s: float = Field(
         default=30.0, gt=0, description="/livez fails when the writer loop has not turned for this long"
     )
+    progress_after_s: float = Field(
+        default=30.0, gt=0, description="a shard that lags is called stuck when no offset moved for this long"
+    )
 
 
 class LogConfig(_Section):
@@ -231,6 +286,8 @@ class Config(BaseModel):
     model: ModelConfig = ModelConfig()
     limits: LimitsConfig = LimitsConfig()
     pending: PendingConfig = PendingConfig()
+    dedupe: DedupeConfig = DedupeConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     writer: WriterConfig = WriterConfig()
     counters: CountersConfig = CountersConfig()
     rebalance: RebalanceConfig = RebalanceConfig()
