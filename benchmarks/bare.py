@@ -31,8 +31,8 @@ from indexer.store import Store
 from model_runtime.runtime import Encoded, FrozenModel
 from schemas.config import Config
 from schemas.events import ENGAGEMENT, ITEM_EVENT, Engagement, ItemCreated
-from streamer.daemon import open_source
 from streamer.generations import store_meta
+from streamer.shards import open_source
 from streamer.sources.base import Records, Source, Stream
 
 _QUEUED: Final = 4

@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks.apart import Answer
 from benchmarks.load import item_id
 from schemas.config import Config
-from streamer.daemon import open_source, run_daemon
+from streamer.daemon import run_daemon
 from streamer.kafka_clients import open_producer
-from streamer.pipeline import Progress
+from streamer.shards import Step, open_source
 from streamer.sources.base import Stream
 
 
@@ -28,9 +28,13 @@ def daemon(*, config: dict[str, Any]) -> Answer:
         ``marks``: after each batch, when it was in the live view and how many item events were applied by then.
     """
     marks: list[tuple[int, int]] = []
+    lock, items = threading.Lock(), 0
 
-    def note(progress: Progress) -> None:
-        marks.append((time.monotonic_ns(), progress.items))
+    def note(step: Step) -> None:
+        nonlocal items
+        with lock:
+            items += step.items
+            marks.append((time.monotonic_ns(), items))
 
     run_daemon(Config.model_validate(config), on_progress=note)
     return {"marks": marks}

@@ -17,9 +17,10 @@ from indexer.verify import verify
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from schemas.events import ITEM_EVENT, ItemContent
-from streamer.daemon import open_sink, open_source
-from streamer.generations import load_model, open_index, store_meta
+from streamer.generations import current_generation, load_model, open_index, store_meta
 from streamer.pipeline import Pipeline, Progress
+from streamer.reader import Span
+from streamer.shards import open_sink, open_source
 
 
 class Phase(TypedDict):
@@ -94,7 +95,7 @@ def verify_store(config: Config, model: FrozenModel, index: Index) -> dict[str, 
 
 
 def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
-    source, sink = open_source(config, follow=False), open_sink(config)
+    source, sink = open_source(config, follow=False), open_sink(config, current_generation(config.data_dir))
     largest = cpu_at = 0.0
 
     def look(_progress: Progress) -> None:
@@ -106,7 +107,7 @@ def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
 
     before = index.view.totals
     try:
-        pipeline = Pipeline(index, source, sink, model, config, to_end=True, on_progress=look)
+        pipeline = Pipeline(index, source, sink, model, config, span=Span(to_end=True), on_progress=look)
         settle_heap()
         cpu, start = time.process_time(), time.monotonic()
         pipeline.run()

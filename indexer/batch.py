@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,19 @@ class ItemRows:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def take(self, rows: I64) -> ItemRows:
+        """Some of the rows, ascending; ``vectors``, ``raw`` and ``content`` stay whole."""
+        picked = rows.tolist()
+        return replace(
+            self,
+            item_ids=[self.item_ids[row] for row in picked],
+            occurred_at=self.occurred_at[rows],
+            sources=[self.sources[row] for row in picked],
+            offsets=self.offsets[rows],
+            encoded=self.encoded[rows],
+            order=None if self.order is None else self.order[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EngagementRows:
@@ -52,6 +65,8 @@ class EngagementRows:
         offsets: (n,).
         records: (n,) the events' bytes, kept while an engagement waits for its item.
         order: (n,) int64, ascending: the place of each among all events of its batch; None: after all items.
+        event_ids: (n,) what tells an engagement from the same one sent again, None where it has none; empty when
+            nobody asks.
     """
 
     item_ids: Sequence[str]
@@ -62,9 +77,25 @@ class EngagementRows:
     offsets: I64
     records: Sequence[bytes]
     order: I64 | None = None
+    event_ids: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def take(self, rows: I64) -> EngagementRows:
+        """Some of the rows, ascending."""
+        picked = rows.tolist()
+        return EngagementRows(
+            [self.item_ids[row] for row in picked],
+            [self.kinds[row] for row in picked],
+            self.occurred_at[rows],
+            self.values[rows],
+            [self.sources[row] for row in picked],
+            self.offsets[rows],
+            [self.records[row] for row in picked],
+            None if self.order is None else self.order[rows],
+            [self.event_ids[row] for row in picked] if self.event_ids else (),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +104,28 @@ class EventBatch:
 
     Attributes:
         positions: partition name -> next offset once this batch is applied.
-        dead_letters: records of this batch that were set aside.
+        letters: partition name -> offsets of the records that were set aside.
+        starts: partition name -> offset from which its records were read; where it is missing, nobody checks that
+            they follow on those applied before.
+        lost: partition name -> records before the next offset that were gone before they were read.
     """
 
     items: ItemRows
     engagements: EngagementRows
     positions: Mapping[str, int] = field(default_factory=dict)
-    dead_letters: int = 0
+    letters: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    starts: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def dead_letters(self) -> int:
+        """Records of this batch that were set aside."""
+        return sum(map(len, self.letters.values()))
+
+    @property
+    def records(self) -> int:
+        """Records it was made of, those set aside among them."""
+        return len(self.items) + len(self.engagements) + self.dead_letters
 
     def item_order(self) -> I64:
         """(n,) place of each item event in the order in which the batch was read."""
@@ -91,23 +137,68 @@ class EventBatch:
         return len(self.items) + np.arange(len(rows)) if rows.order is None else rows.order
 
     def stream_times(self, before_ms: int) -> I64:
-        """(1 + n + m,) latest event time up to each place in that order, ``before_ms`` in front."""
-        times = np.full(1 + len(self.items) + len(self.engagements), before_ms, np.int64)
-        times[1 + self.item_order()] = self.items.occurred_at
-        times[1 + self.engagement_order()] = self.engagements.occurred_at
+        """(1 + places,) latest event time up to each place in that order, ``before_ms`` in front."""
+        item_order, engagement_order = self.item_order(), self.engagement_order()
+        places = 1 + max(int(item_order.max(initial=-1)), int(engagement_order.max(initial=-1)))
+        times = np.full(1 + places, before_ms, np.int64)
+        times[1 + item_order] = self.items.occurred_at
+        times[1 + engagement_order] = self.engagements.occurred_at
         return np.maximum.accumulate(times)
+
+    def without_engagements(self, dropped: npt.NDArray[np.bool_]) -> EventBatch:
+        """The batch without some engagements, (m,); the others keep their places."""
+        rows = replace(self.engagements, order=self.engagement_order())
+        return replace(self, engagements=rows.take(np.flatnonzero(~dropped)))
+
+    def beyond(self, applied: Mapping[str, int]) -> tuple[EventBatch, int]:
+        """What is left when records below the ``applied`` offsets are taken out, and how many records that were."""
+        if all(applied.get(name, 0) <= self.starts.get(name, 0) for name in self.positions):
+            return self, 0
+        items, engagements = self.items, self.engagements
+        fresh_items = _at_or_above(items.sources, items.offsets, applied)
+        fresh = _at_or_above(engagements.sources, engagements.offsets, applied)
+        letters = {
+            name: [offset for offset in offsets if offset >= applied.get(name, 0)]
+            for name, offsets in self.letters.items()
+        }
+        left = replace(
+            self,
+            items=replace(items, order=self.item_order()).take(np.flatnonzero(fresh_items)),
+            engagements=replace(engagements, order=self.engagement_order()).take(np.flatnonzero(fresh)),
+            positions={name: max(position, applied.get(name, 0)) for name, position in self.positions.items()},
+            letters=letters,
+            starts={name: max(start, applied.get(name, 0)) for name, start in self.starts.items()},
+            lost={name: count for name, count in self.lost.items() if self.positions[name] > applied.get(name, 0)},
+        )
+        return left, self.records - left.records
+
+
+def _at_or_above(sources: Sequence[str], offsets: I64, applied: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+    """(n,) which rows have an offset that is not applied yet."""
+    names = list(dict.fromkeys(sources))
+    number = {name: at for at, name in enumerate(names)}
+    of_row = np.fromiter(map(number.__getitem__, sources), np.int64, len(sources))
+    limits = np.array([applied.get(name, 0) for name in names], np.int64)
+    return np.asarray(offsets >= limits[of_row]) if names else np.zeros(0, np.bool_)
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one batch did."""
+    """What one batch did.
 
-    items_upserted: int
-    items_deleted: int
-    items_stale: int
-    engagements_applied: int
-    engagements_pending: int
-    engagements_expired: int
+    Attributes:
+        engagements_duplicate: engagements whose event_id was seen before; they changed nothing.
+        repeated: records that the index had already; they changed nothing.
+    """
+
+    items_upserted: int = 0
+    items_deleted: int = 0
+    items_stale: int = 0
+    engagements_applied: int = 0
+    engagements_pending: int = 0
+    engagements_expired: int = 0
+    engagements_duplicate: int = 0
+    repeated: int = 0
 
 
 def empty_items(facets: int, dim: int) -> ItemRows:

@@ -36,9 +36,17 @@ def find_items(view: LiveView, batch: EventBatch, change: ItemChange) -> I64:
 
 
 def settle_batch(
-    view: LiveView, pending: Pending, batch: EventBatch, change: ItemChange, target: I64, bounds: PendingConfig
+    pending: Pending,
+    batch: EventBatch,
+    change: ItemChange,
+    target: I64,
+    times: I64,
+    bounds: PendingConfig,
 ) -> Settled:
-    """What becomes of those that wait, and of this batch's engagements whose item is not there when they come."""
+    """What becomes of those that wait, and of this batch's engagements whose item is not there when they come.
+
+    ``times`` is (1 + places,), stream time up to each place in the batch.
+    """
     rows, waits = batch.engagements, np.flatnonzero(target < 0).tolist()
     if not waits and not len(pending):
         return Settled([], [], [])
@@ -59,7 +67,6 @@ def settle_batch(
         for row in waits
     ]
     created = dict(zip(change.new_ids, batch.item_order()[change.first_rows].tolist(), strict=True))
-    times = batch.stream_times(view.totals.stream_time_ms)
     return settle(pending, arrivals, created, times, bounds)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
+from indexer.adds_up import check_adds_up
+from indexer.failpoints import failpoint
 from indexer.pending import Pending, load_pending
 from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor
+from indexer.seen import Seen
 from indexer.store import Store, check_meta
 from indexer.view import LiveView, load_view
 from indexer.writer import IndexWriter
 from schemas.config import Config
+from schemas.errors import StoreCorruptError, StoreMismatchError
 from schemas.store import StoreMeta
 
 
@@ -27,11 +32,15 @@ class Index:
         store, view, pending, writer: as their classes say.
     """
 
-    def __init__(self, store: Store, view: LiveView, pending: Pending, config: Config) -> None:
+    def __init__(
+        self, store: Store, view: LiveView, pending: Pending, config: Config, seen: Seen | None = None
+    ) -> None:
         self.store = store
         self.view = view
         self.pending = pending
-        self.writer = IndexWriter(store, view, pending, max_kinds=config.limits.max_kinds, bounds=config.pending)
+        self.writer = IndexWriter(
+            store, view, pending, max_kinds=config.limits.max_kinds, bounds=config.pending, seen=seen
+        )
 
     @classmethod
     def open(cls, path: Path, meta: StoreMeta, codewords: npt.NDArray[np.float32], config: Config) -> Index:
@@ -52,15 +61,94 @@ class Index:
         try:
             check_meta(store.meta(), meta, path)
             view = load_view(store, codewords)
+            check_adds_up(view, path)
             pending = load_pending(store.scan("pending"))
+            seen = Seen(config.dedupe, store.scan("seen")) if config.dedupe.enabled else None
         except BaseException as error:
             store.close_after(error)
             raise
-        return cls(store, view, pending, config)
+        return cls(store, view, pending, config, seen)
 
     def compactor(self, config: Config, on_applied: Callable[[Outcome], None] = lambda _: None) -> Compactor:
         """A compactor for use on the writer's own thread."""
         return Compactor(self.view, config.rebalance, lambda change: change(self.writer), on_applied)
+
+    def source(self) -> dict[str, str]:
+        """What tells the source this index is filled from, as :meth:`bind_source` stored it; empty if it never did.
+
+        Raises:
+            StoreCorruptError: if it does not decode.
+        """
+        value = self.store.get("meta", b"source")
+        try:
+            found = {} if value is None else orjson.loads(value)
+        except orjson.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreCorruptError(f"the source of {self.store.path} does not decode; restore a checkpoint or replay")
+        return {str(name): str(told) for name, told in found.items()}
+
+    def bind_source(self, identity: Mapping[str, str]) -> None:
+        """Remember which source this index is filled from, or refuse another: offsets mean nothing there.
+
+        Args:
+            identity: ``kind``, and topic name -> topic id where the broker tells it. What only one side names is not
+                compared.
+
+        Raises:
+            StoreMismatchError: naming what differs.
+        """
+        stored = self.source()
+        for name, told in identity.items():
+            was = stored.get(name, told)
+            if was != told and name == "kind":
+                raise StoreMismatchError(
+                    f"{self.store.path} was filled from a source of kind {was}, this one is {told}: put source.kind "
+                    "back, or start with an empty store in another --data-dir"
+                )
+            if was != told:
+                raise StoreMismatchError(
+                    f"topic {name!r} was deleted and created anew: {self.store.path} was filled from the one with id "
+                    f"{was}, now it is {told}, so the stored offsets mean nothing there. Start with an empty store, or "
+                    "give --reset to keep what is indexed and read the new topic from its beginning"
+                )
+        if identity.items() - stored.items():
+            write = self.store.batch()
+            write.put("meta", b"source", orjson.dumps(stored | dict(identity)))
+            self.store.write(write)
+            self.store.sync()
+
+    def reset(self, positions: Mapping[str, int], reason: str, identity: Mapping[str, str] | None = None) -> None:
+        """Set the next offset of partitions, back or forth; the only way back (I5). Journalled, synced, all or none.
+
+        What is indexed stays. Call it while no pipeline runs.
+
+        Args:
+            positions: partition name -> next offset to apply.
+            reason: for the journal.
+            identity: of the source from now on; None leaves it as it was.
+
+        Raises:
+            StoreError: if the disk refuses; nothing is changed then.
+        """
+        view = self.view
+        totals = view.totals.model_copy(deep=True)
+        write = self.store.batch()
+        for name, position in positions.items():
+            before = view.positions.get(name, 0)
+            write.note(totals, op="reset", partition=name, before=before, after=position, why=reason)
+            write.offset(name, position)
+            totals.reset_from[name] = max(before, totals.reset_from.get(name, 0))
+        if identity is not None:
+            write.put("meta", b"source", orjson.dumps(self.source() | dict(identity)))
+        write.totals(totals)
+        failpoint("reset.before")
+        self.store.write(write)
+        self.store.sync()
+        failpoint("reset.after")
+        with view.lock:
+            view.totals = totals
+            view.positions.update(positions)
 
     def close(self) -> None:
         """Sync and release the store."""

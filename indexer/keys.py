@@ -3,7 +3,7 @@
 Keys are big-endian so that RocksDB's byte order is numeric order; array values are little-endian.
 
     family    key                                       value
-    meta      "store" | "totals"                        JSON
+    meta      "store" | "totals" | "source"             JSON
     offsets   partition name                            next offset u64
     ids       item id                                   ordinal u64
     items     ordinal u64                               ITEM_FIXED, raw u32 x F, leaf u32 x F, item id
@@ -17,6 +17,7 @@ Keys are big-endian so that RocksDB's byte order is numeric order; array values 
                                                         count u32 x K
     pending   item id, 0, partition name, 0, offset u64 the engagement's bytes as they came
     journal   sequence u64                              JSON
+    seen      sequence u64                              SEEN: digest of an event_id, stream time when it came
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ FAMILIES: Final = (
     "stats",
     "pending",
     "journal",
+    "seen",
 )
+ADDED_LATER: Final = ("seen",)  # stores of older releases may lack these
 PAGE: Final = 256
 U64: Final = struct.Struct(">Q")
 FACET_U32: Final = struct.Struct(">BI")
 POSTING: Final = struct.Struct(">BIQ")
 ITEM_FIXED: Final = struct.Struct("<BxHqqq")  # state, source, created_at, occurred_at, offset
+SEEN: Final = struct.Struct("<16sq")
 LEAF_FIXED: Final = struct.Struct("<BxxxII")  # state, version, size when marked
 
 _POSTING_DTYPE: Final = np.dtype([("facet", "u1"), ("leaf", ">u4"), ("ordinal", ">u8")])

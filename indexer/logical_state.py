@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Final, NamedTuple
 
 from indexer import keys
 from indexer.keys import ItemState
 from indexer.retrieval.readers import StoreReader
+from indexer.seen import read_entry
 from indexer.store import Store
 from schemas.dead_letters import DeadLetter
 
@@ -26,6 +27,8 @@ _TOTALS: Final = (
     "items_deleted",
     "items_stale",
     "engagements_applied",
+    "engagements_duplicate",
+    "records_lost",
     "dead_letters",
     "stream_time_ms",
 )
@@ -78,6 +81,7 @@ class LogicalState:
         totals: the running totals that do not depend on rebalancing.
         offsets: partition name -> next offset.
         letters: dead letter -> how often it is there; 1 where the sink is exactly-once.
+        seen: (shard's place among several, place from the oldest) -> (digest of an event_id, stream time when it came).
     """
 
     items: Mapping[str, ItemFacts]
@@ -85,6 +89,7 @@ class LogicalState:
     totals: Mapping[str, int]
     offsets: Mapping[str, int]
     letters: Mapping[LetterFacts, int]
+    seen: Mapping[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
 
 
 def logical_state(store: Store, letters: Iterable[DeadLetter] = ()) -> LogicalState:
@@ -99,6 +104,7 @@ def logical_state(store: Store, letters: Iterable[DeadLetter] = ()) -> LogicalSt
     """
     totals = store.totals()
     waiting = ((keys.split_pending_key(key), record) for key, record in store.scan("pending"))
+    remembered = (read_entry(value) for _, value in store.scan("seen"))
     return LogicalState(
         items=dict(_items(store)),
         pending={(source, offset): (item_id, record) for (item_id, source, offset), record in waiting},
@@ -108,14 +114,33 @@ def logical_state(store: Store, letters: Iterable[DeadLetter] = ()) -> LogicalSt
             LetterFacts(letter.reason, letter.topic, letter.partition, letter.offset, letter.key, letter.value)
             for letter in letters
         ),
+        seen={(0, at): (digest.hex(), time_ms) for at, (digest, time_ms) in enumerate(remembered)},
+    )
+
+
+def merge(states: Iterable[LogicalState]) -> LogicalState:
+    """What shards mean together. Nothing is in two of them but equal dead letters, which are counted."""
+    each = list(states)
+    letters: Counter[LetterFacts] = Counter()
+    for state in each:
+        letters.update(state.letters)
+    totals = {name: sum(state.totals[name] for state in each) for name in _TOTALS}
+    totals["stream_time_ms"] = max((state.totals["stream_time_ms"] for state in each), default=0)
+    return LogicalState(
+        items={item_id: facts for state in each for item_id, facts in state.items.items()},
+        pending={place: row for state in each for place, row in state.pending.items()},
+        totals=totals,
+        offsets={name: offset for state in each for name, offset in state.offsets.items()},
+        letters=letters,
+        seen={(number, at): row for number, state in enumerate(each) for (_, at), row in state.seen.items()},
     )
 
 
 def differences(expected: LogicalState, found: LogicalState, most: int = 20) -> list[str]:
     """How ``found`` differs, one sentence each, at most ``most``; empty when they mean the same."""
     out: list[str] = []
-    for field in fields(LogicalState):
-        out += _differing(field.name, getattr(expected, field.name), getattr(found, field.name))
+    for each in fields(LogicalState):
+        out += _differing(each.name, getattr(expected, each.name), getattr(found, each.name))
     return out[:most]
 
 

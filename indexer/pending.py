@@ -147,7 +147,7 @@ def settle(
         pending: who waits before the batch.
         arrivals: (place in the batch, row) of engagements whose item is not there when they come.
         created: item id -> place of the event that makes the item known.
-        stream_times: (1 + events,) latest event time up to each place, the time before the batch in front.
+        stream_times: (1 + places,) latest event time up to each place, the time before the batch in front.
         bounds: of age and count.
     """
     if not len(pending) and not arrivals:

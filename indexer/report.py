@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -10,7 +12,7 @@ from indexer import keys
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState, LeafState
 from indexer.retrieval.readers import StoreReader
-from indexer.retrieval.retrieve import Candidates
+from indexer.retrieval.retrieve import Answer
 from indexer.store import Store, now_ms
 from schemas.errors import NotFoundError
 from schemas.replies import (
@@ -29,63 +31,93 @@ from schemas.replies import (
     SourceRef,
     StatsReply,
 )
+from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
 
 
-def stats(store: Store) -> StatsReply:
-    """Counts and health of a store."""
-    meta, totals = store.meta(), store.totals()
-    newest = store.newest("journal")
-    low, high = totals.bounds
-    facets = []
-    for facet in range(meta.facets):
-        leaf_ids, states = _leaves(store, facet)
-        sizes = _sizes(store, facet, leaf_ids)
-        inside = (sizes >= low) & (sizes <= high)
-        raws = sum(1 for _ in store.scan_keys("routes", bytes([facet])))
-        facets.append(
-            FacetStats(
-                facet=facet,
-                leaves=len(leaf_ids),
-                items=int(sizes.sum()),
-                bounds=totals.bounds,
-                size=_quantiles(sizes),
-                within_bounds_share=round(float(inside.mean()), 6) if len(sizes) else 1.0,
-                marked=int((states != LeafState.NORMAL).sum()),
-                raw_active_share=round(raws / meta.codewords**meta.layers, 6),
-            )
-        )
+def stats(stores: Mapping[int, Store]) -> StatsReply:
+    """Counts and health of an index: shard number -> store, at least one."""
+    metas = [store.meta() for store in stores.values()]
+    totals = [store.totals() for store in stores.values()]
+    meta = metas[0]
+    entries = [orjson.loads(newest[1]) for store in stores.values() if (newest := store.newest("journal"))]
+    offsets: dict[str, int] = {}
+    for store in stores.values():
+        offsets |= store.offsets()
     return StatsReply(
         generation=meta.generation,
         model_hash=meta.model_hash,
         codebook_hash=meta.codebook_hash,
-        items=ItemCounts(live=totals.items_live, deleted=totals.items_deleted, stale=totals.items_stale),
-        engagements=EngagementCounts(
-            applied=totals.engagements_applied,
-            pending=sum(1 for _ in store.scan_keys("pending")),
-            stale=totals.engagements_stale,
+        items=ItemCounts(
+            live=sum(each.items_live for each in totals),
+            deleted=sum(each.items_deleted for each in totals),
+            stale=sum(each.items_stale for each in totals),
         ),
-        dead_letters=totals.dead_letters,
-        offsets=store.offsets(),
-        splits=totals.splits,
-        merges=totals.merges,
-        journal_last=None if newest is None else orjson.loads(newest[1]),
-        facets=facets,
-        disk_bytes=store.size_on_disk(),
+        engagements=EngagementCounts(
+            applied=sum(each.engagements_applied for each in totals),
+            pending=sum(1 for store in stores.values() for _ in store.scan_keys("pending")),
+            stale=sum(each.engagements_stale for each in totals),
+            duplicate=sum(each.engagements_duplicate for each in totals),
+        ),
+        dead_letters=sum(each.dead_letters for each in totals),
+        offsets=offsets,
+        splits=sum(each.splits for each in totals),
+        merges=sum(each.merges for each in totals),
+        journal_last=max(entries, key=lambda entry: int(entry.get("at_ms", 0)), default=None),
+        facets=[_facet_stats(facet, list(stores.values()), totals, meta) for facet in range(meta.facets)],
+        disk_bytes=sum(store.size_on_disk() for store in stores.values()),
+        shards=sorted(stores),
+        records_lost=sum(each.records_lost for each in totals),
     )
 
 
-def item(store: Store, item_id: str) -> ItemReply:
+def _facet_stats(facet: int, stores: list[Store], totals: list[Totals], meta: StoreMeta) -> FacetStats:
+    """One facet over all shards; each shard has bounds of its own, the widest are shown."""
+    sizes: list[I64] = []
+    inside = marked = 0
+    raws: set[bytes] = set()
+    for store, total in zip(stores, totals, strict=True):
+        leaf_ids, states = _leaves(store, facet)
+        found = _sizes(store, facet, leaf_ids)
+        sizes.append(found)
+        inside += int(np.count_nonzero((found >= total.bounds[0]) & (found <= total.bounds[1])))
+        marked += int(np.count_nonzero(states != LeafState.NORMAL))
+        raws.update(store.scan_keys("routes", bytes([facet])))
+    every = np.concatenate(sizes)
+    return FacetStats(
+        facet=facet,
+        leaves=len(every),
+        items=int(every.sum()),
+        bounds=(min(total.bounds[0] for total in totals), max(total.bounds[1] for total in totals)),
+        size=_quantiles(every),
+        within_bounds_share=round(inside / len(every), 6) if len(every) else 1.0,
+        marked=marked,
+        raw_active_share=round(len(raws) / meta.codewords**meta.layers, 6),
+    )
+
+
+def item(stores: Mapping[int, Store], item_id: str) -> ItemReply:
     """Where an item is.
 
     Raises:
-        NotFoundError: if it was never seen.
+        NotFoundError: if it was never seen in any of the shards.
     """
+    for shard, store in stores.items():
+        reply = _item(store, item_id, shard)
+        if reply is not None:
+            return reply
+    raise NotFoundError(
+        f"item {item_id!r} is not in the index; is its item.created applied (`facetstream lag`), and is its shard one "
+        f"of those here ({', '.join(map(str, sorted(stores)))})?"
+    )
+
+
+def _item(store: Store, item_id: str, shard: int) -> ItemReply | None:
     key = store.get("ids", item_id.encode())
     value = None if key is None else store.get("items", key)
     if key is None or value is None:
-        raise NotFoundError(f"item {item_id!r} is not in the index; is its item.created applied (`facetstream lag`)?")
+        return None
     meta, totals = store.meta(), store.totals()
     record = keys.item_record(value, meta.facets)
     ordinal = keys.u64(key, "ids")
@@ -116,11 +148,12 @@ def item(store: Store, item_id: str) -> ItemReply:
         },
         last_engaged_at=int(counters.last_at[0]) or None,
         source=SourceRef(topic=topic, partition=int(partition), offset=record.offset),
+        shard=shard,
     )
 
 
-def leaf(store: Store, facet: int, leaf_id: int) -> LeafReply:
-    """What a posting list holds.
+def leaf(store: Store, facet: int, leaf_id: int, shard: int = 0) -> LeafReply:
+    """What a posting list holds; leaf ids are a shard's own.
 
     Raises:
         NotFoundError: if there is no such leaf.
@@ -147,15 +180,21 @@ def leaf(store: Store, facet: int, leaf_id: int) -> LeafReply:
         state=LeafState(keys.leaf_record(value).state).name.lower(),
         raw_indices=raws,
         items=members,
+        shard=shard,
     )
 
 
-def leaves(store: Store, facet: int | None, top: int) -> list[LeafRow]:
-    """The largest leaves, of one facet or of all.
+def leaves(stores: Mapping[int, Store], facet: int | None, top: int) -> list[LeafRow]:
+    """The largest leaves of all shards, of one facet or of all.
 
     Raises:
         NotFoundError: if there is no such facet.
     """
+    rows = [row for shard, store in stores.items() for row in _largest(store, facet, top, shard)]
+    return sorted(rows, key=lambda row: (-row.size, row.shard, row.facet, row.leaf))[:top]
+
+
+def _largest(store: Store, facet: int | None, top: int, shard: int) -> list[LeafRow]:
     meta = store.meta()
     if facet is not None and not 0 <= facet < meta.facets:
         raise NotFoundError(f"there is no facet {facet}; this index has facets 0 to {meta.facets - 1}")
@@ -169,28 +208,34 @@ def leaves(store: Store, facet: int | None, top: int) -> list[LeafRow]:
                 leaf=int(leaf_ids[at]),
                 size=int(sizes[at]),
                 state=LeafState(int(states[at])).name.lower(),
+                shard=shard,
             )
             for at in np.argsort(-sizes, kind="stable")[:top]
         ]
-    return sorted(rows, key=lambda row: (-row.size, row.facet, row.leaf))[:top]
+    return rows
 
 
-def query_reply(triggers: list[str], found: Candidates, item_ids: list[str]) -> QueryReply:
+def query_reply(triggers: list[str], found: Answer) -> QueryReply:
     """One request's answer as others parse it."""
-    selected = found.selected
     return QueryReply(
         triggers=triggers,
         missing=found.missing,
         indices=[
-            SelectedLeaf(facet=facet, leaf=leaf_id, weight=round(weight, 6))
+            SelectedLeaf(facet=facet, leaf=leaf_id, weight=round(weight, 6), shard=shard)
+            for shard, selected in found.selected.items()
             for facet, leaf_id, weight in zip(
                 selected.facet.tolist(), selected.leaf.tolist(), selected.weight.tolist(), strict=True
             )
         ],
         results=[
-            QueryResult(item_id=item_id, score=round(score, 6), facet=facet, leaf=leaf_id)
-            for item_id, score, facet, leaf_id in zip(
-                item_ids, found.scores.tolist(), found.facets.tolist(), found.leaves.tolist(), strict=True
+            QueryResult(item_id=item_id, score=round(score, 6), facet=facet, leaf=leaf_id, shard=shard)
+            for item_id, score, facet, leaf_id, shard in zip(
+                found.item_ids,
+                found.scores.tolist(),
+                found.facets.tolist(),
+                found.leaves.tolist(),
+                found.shards.tolist(),
+                strict=True,
             )
         ],
         scored=found.scored,

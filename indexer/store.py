@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,30 +13,48 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from pydantic import ValidationError
 from rocksdict import AccessType, Rdict, WriteOptions
 
 from indexer import keys
-from indexer.rocksdb import check_end, open_db, store_error
+from indexer.failpoints import failpoint
+from indexer.rocksdb import (
+    check_end,
+    check_manifest,
+    copy_db,
+    dropped_from_log,
+    existing_families,
+    open_db,
+    store_error,
+)
 from indexer.write_batch import Batch
 from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
 from schemas.store import StoreMeta, Totals
 
+log = structlog.get_logger(__name__)
 
-def store_path(data_dir: Path, generation: str) -> Path:
-    """Where the store of a generation lies below the data directory."""
-    return data_dir / "generations" / generation / "shard-00000"
+
+def store_path(data_dir: Path, generation: str, shard: int = 0) -> Path:
+    """Where the store of a generation's shard lies below the data directory."""
+    return data_dir / "generations" / generation / f"shard-{shard:05d}"
 
 
 class Store:
     """One open store. Use :meth:`create`, :meth:`open` or :meth:`open_secondary`; close it, or use it as a context."""
 
-    def __init__(self, path: Path, db: Rdict, secondary_dir: tempfile.TemporaryDirectory[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        db: Rdict,
+        secondary_dir: tempfile.TemporaryDirectory[str] | None = None,
+        families: Sequence[str] = keys.FAMILIES,
+    ) -> None:
         self.path = path
         self._db = db
         self._secondary_dir = secondary_dir
-        self._family = {name: db.get_column_family(name) for name in keys.FAMILIES}
-        self._handle = {name: db.get_column_family_handle(name) for name in keys.FAMILIES}
+        self._family = {name: db.get_column_family(name) for name in families}
+        self._handle = {name: db.get_column_family_handle(name) for name in families}
         self._write_options = WriteOptions()
         self._closed = False
 
@@ -47,7 +65,7 @@ class Store:
         Raises:
             StoreError: if there is one already, or the directory cannot be written.
         """
-        if (path / "CURRENT").exists():
+        if _is_there(path):
             raise StoreError(f"{path} already holds a store; open it, or choose another --data-dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -62,7 +80,7 @@ class Store:
         Raises:
             StoreError, StoreLockedError: as :meth:`open` and :meth:`create`.
         """
-        if not (path / "CURRENT").exists():
+        if not _is_there(path):
             return cls.create(path, meta)
         store = cls.open(path)
         # RocksDB makes its files first: a process killed right then leaves a store that says nothing of itself.
@@ -78,9 +96,13 @@ class Store:
             StoreError: if there is none.
             StoreLockedError: if another process has it.
         """
-        if not (path / "CURRENT").exists():
+        if not _is_there(path):
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
-        return cls(path, open_db(path, AccessType.read_write()))
+        check_manifest(path)
+        store = cls(path, open_db(path, AccessType.read_write()))
+        for name, size, why in dropped_from_log(path):
+            log.warning("write_ahead_log_dropped", store=str(path), file=name, bytes=size, why=why)
+        return store
 
     @classmethod
     def open_secondary(cls, path: Path) -> Store:
@@ -89,11 +111,12 @@ class Store:
         Raises:
             StoreError: if there is none.
         """
-        if not (path / "CURRENT").exists():
+        if not _is_there(path):
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
         aside = tempfile.TemporaryDirectory(prefix="facetstream-secondary-")
         try:
-            store = cls(path, open_db(path, AccessType.secondary(aside.name)), aside)
+            there = existing_families(path)
+            store = cls(path, open_db(path, AccessType.secondary(aside.name), there), aside, there)
         except StoreError:
             aside.cleanup()
             raise
@@ -167,7 +190,10 @@ class Store:
         try:
             self._db.write(batch.take(), self._write_options)
         except Exception as error:
-            raise StoreError(f"cannot write to {self.path}: {error}; nothing of this batch was applied") from error
+            raise StoreError(
+                f"cannot write to {self.path}: {error}; nothing of this batch was applied: free disk space or mend the "
+                "disk, then start again"
+            ) from error
 
     def sync(self) -> None:
         """Make everything written so far survive a power loss. Releases the interpreter while it waits.
@@ -175,10 +201,24 @@ class Store:
         Raises:
             StoreError: if the disk refuses.
         """
+        failpoint("wal.before")
         try:
             self._db.flush_wal(True)
         except Exception as error:
-            raise StoreError(f"cannot sync {self.path}: {error}") from error
+            raise StoreError(
+                f"cannot sync {self.path}: {error}; free disk space or mend the disk, then start again"
+            ) from error
+        failpoint("wal.after")
+
+    def checkpoint(self, path: Path) -> None:
+        """Make ``path`` a consistent copy of the store, hard links where RocksDB never changes a file again.
+
+        Any thread may call it beside the writer, while the store stays open. What is in memory is flushed first.
+
+        Raises:
+            StoreError: if there is something at ``path``, or the disk refuses.
+        """
+        copy_db(self._db, [self._db, *self._family.values()], path)
 
     def get(self, family: str, key: bytes) -> bytes | None:
         """One value.
@@ -197,7 +237,12 @@ class Store:
             return list(family_get(wanted)) if wanted else []
 
     def scan(self, family: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Entries whose key starts with ``prefix``, in key order, as of the first."""
+        """Entries whose key starts with ``prefix``, in key order, as of the first.
+
+        A family that the store lacks, being made by an older release, holds nothing.
+        """
+        if family not in self._family and family in keys.ADDED_LATER:
+            return
         column: Any = self._family[family]
         last = prefix
         with self._reading(family):
@@ -275,6 +320,22 @@ class Store:
     def size_on_disk(self) -> int:
         """Bytes of the directory."""
         return sum(map(_file_size, self.path.iterdir()))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a directory holds a store.
+
+    Raises:
+        StoreCorruptError: if it holds a store's data without ``CURRENT``; RocksDB would begin anew and remove them.
+    """
+    if (path / "CURRENT").exists():
+        return True
+    if any(path.glob("*.sst")) or any(map(_file_size, path.glob("*.log"))):
+        raise StoreCorruptError(
+            f"{path} is damaged: it holds data, but CURRENT is missing; it was left as it is: restore a checkpoint or "
+            "move it away and replay"
+        )
+    return False
 
 
 def _file_size(path: Path) -> int:

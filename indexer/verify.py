@@ -4,7 +4,7 @@ I1  every live item has its posting in each facet, every posting belongs to a li
 I2  leaf sizes equal the number of postings; sums per facet equal the number of live items
 I3  every route target is a live leaf, every live leaf is reachable, an item's leaf is among its code's candidates
 I4  sizes lie within bounds, or the leaf is marked with the reason and the size at which it was marked
-I5  no item and no pending engagement comes from beyond the stored offsets
+I5  no item and no pending engagement comes from beyond the offsets, stored now or before an explicit reset
 I6  model and codebook hash in the store equal the artifact's
 I7  encoding a sample of items again gives the stored vectors' codes
 """
@@ -23,7 +23,7 @@ from indexer.keys import ItemState, LeafState
 from indexer.rebalance.plan import RETRY_GROWTH
 from indexer.store import Store
 from schemas.replies import VerifyChecked, VerifyReply, Violation
-from schemas.store import StoreMeta
+from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
 Invariant = Literal["I1", "I2", "I3", "I4", "I5", "I6", "I7"]
@@ -105,7 +105,7 @@ def verify(
         postings, leaves, routes, awaiting = (
             a + b for a, b in zip((postings, leaves, routes, awaiting), counts, strict=True)
         )
-    _check_offsets(store, items, totals.sources, findings)
+    _check_offsets(store, items, totals, findings)
     if expected is None:
         notes.append("I6 not checked: no artifact given")
     else:
@@ -284,9 +284,11 @@ def _check_routes(store: Store, meta: StoreMeta, facet: int, items: _Items, leaf
     return len(flat)
 
 
-def _check_offsets(store: Store, items: _Items, sources: list[str], findings: _Findings) -> None:
+def _check_offsets(store: Store, items: _Items, totals: Totals, findings: _Findings) -> None:
     """I5, as far as the store alone can show."""
-    offsets = store.offsets()
+    sources, offsets = totals.sources, store.offsets()
+    for name, before in totals.reset_from.items():
+        offsets[name] = max(before, offsets.get(name, 0))
     if len(items.source) and items.source.max() >= len(sources):
         findings.add("I5", f"an item names source {items.source.max()}, only {len(sources)} are known")
         return

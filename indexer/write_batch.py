@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
+import orjson
 from rocksdict import WriteBatch
 
 from indexer import keys
@@ -54,6 +56,12 @@ class Batch:
         self.put("journal", keys.U64.pack(sequence), entry)
         if sequence >= _JOURNAL_KEPT:
             self.delete_many("journal", [keys.U64.pack(sequence - _JOURNAL_KEPT)])
+
+    def note(self, totals: Totals, **entry: Any) -> None:
+        """Append a journal entry with its number and the time, counted in ``totals``."""
+        at_ms = time.time_ns() // 1_000_000
+        self.journal(totals.journal_seq, orjson.dumps({"seq": totals.journal_seq, "at_ms": at_ms, **entry}))
+        totals.journal_seq += 1
 
     def take(self) -> WriteBatch:
         """The batch itself, to be written once."""

@@ -156,7 +156,7 @@ def load(directory: Path) -> Artifact:
     Raises:
         ArtifactError: says which file is missing, altered or does not fit, with what was found and expected.
     """
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     shape = shape_of(manifest)
     encoder = _read_tensors(directory, ENCODER, manifest, shape.weights())
     book_shape = (manifest.facets, manifest.layers, manifest.codewords, manifest.dim)
@@ -178,7 +178,12 @@ def _read_bytes(path: Path) -> bytes:
         raise ArtifactError(f"model artifact: {path} cannot be read: {error}") from error
 
 
-def _read_manifest(directory: Path) -> ArtifactManifest:
+def read_manifest(directory: Path) -> ArtifactManifest:
+    """What an artifact says of itself; its files are not looked at.
+
+    Raises:
+        ArtifactError: if the manifest is missing, altered beyond reading, or of another format.
+    """
     path = directory / MANIFEST
     try:
         document = json.loads(_read_bytes(path))

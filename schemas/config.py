@@ -144,7 +144,7 @@ class CheckpointConfig(_Section):
 
     url: str | None = Field(
         default=None,
-        description="directory or fsspec URL (file://, s3://, ...) that all processes share; unset: in the data directory",
+        description="directory or fsspec URL (s3://, ...) that all processes share; unset: in the data directory",
     )
     interval_s: float = Field(default=0.0, ge=0, description="the daemon takes one of each shard this often; 0: never")
     keep: int = Field(default=3, ge=1, description="checkpoints kept of each shard")

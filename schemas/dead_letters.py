@@ -43,6 +43,7 @@ class DeadLetter(BaseModel):
         topic, partition, offset: where the record was read.
         failed_at_ms: wall-clock epoch milliseconds.
         key, value: the record's bytes as they were read; base64 in JSON.
+        error: class of the error that it gave; None in letters of older releases.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,3 +56,9 @@ class DeadLetter(BaseModel):
     failed_at_ms: int
     key: Base64 | None = None
     value: Base64 | None = None
+    error: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it was read, ``topic-partition@offset``."""
+        return f"{self.topic}-{self.partition}@{self.offset}"

@@ -55,6 +55,7 @@ class EngagementCounts(Reply):
     applied: int
     pending: int
     stale: int
+    duplicate: int = 0
 
 
 class SizeQuantiles(Reply):
@@ -81,7 +82,11 @@ class FacetStats(Reply):
 
 
 class StatsReply(Reply):
-    """``facetstream stats``. ``journal_last`` is the newest rebalancing entry."""
+    """``facetstream stats``, over the shards here. ``journal_last`` is the newest entry of the journals.
+
+    ``duplicate`` engagements were dropped by their event_id; ``records_lost`` were removed from the topic before they
+    were read. ``daemon`` is what a running daemon says of its progress, shard by shard.
+    """
 
     generation: str
     model_hash: str
@@ -95,6 +100,9 @@ class StatsReply(Reply):
     journal_last: dict[str, Any] | None
     facets: list[FacetStats]
     disk_bytes: int
+    shards: list[int] = [0]
+    records_lost: int = 0
+    daemon: list[dict[str, Any]] | None = None
 
 
 class ItemFacet(Reply):
@@ -115,7 +123,10 @@ class SourceRef(Reply):
 
 
 class ItemReply(Reply):
-    """``facetstream item``. ``decayed`` maps half-life in seconds to the decayed engagement count now."""
+    """``facetstream item``, which ``shard`` holds.
+
+    ``decayed`` maps half-life in seconds to the decayed engagement count now.
+    """
 
     item_id: str
     ordinal: int
@@ -127,6 +138,7 @@ class ItemReply(Reply):
     decayed: dict[str, float]
     last_engaged_at: int | None
     source: SourceRef
+    shard: int = 0
 
 
 class LeafMember(Reply):
@@ -145,15 +157,17 @@ class LeafReply(Reply):
     state: str
     raw_indices: int
     items: list[LeafMember]
+    shard: int = 0
 
 
 class LeafRow(Reply):
-    """One line of ``facetstream leaves``."""
+    """One line of ``facetstream leaves``; leaf ids are a shard's own."""
 
     facet: int
     leaf: int
     size: int
     state: str
+    shard: int = 0
 
 
 class LeavesReply(Reply):
@@ -163,11 +177,12 @@ class LeavesReply(Reply):
 
 
 class SelectedLeaf(Reply):
-    """One leaf a request read, with its share of the triggers' votes."""
+    """One leaf a request read, with its share of the triggers' votes in its shard."""
 
     facet: int
     leaf: int
     weight: float
+    shard: int = 0
 
 
 class QueryResult(Reply):
@@ -177,6 +192,7 @@ class QueryResult(Reply):
     score: float
     facet: int
     leaf: int
+    shard: int = 0
 
 
 class QueryReply(Reply):
@@ -201,10 +217,11 @@ class PartitionLag(Reply):
 
 
 class LagReply(Reply):
-    """``facetstream lag``."""
+    """``facetstream lag``. ``daemon`` is what a running daemon says of its progress, shard by shard."""
 
     lag: int
     partitions: list[PartitionLag]
+    daemon: list[dict[str, Any]] | None = None
 
 
 class FreshnessQuantiles(Reply):

@@ -17,6 +17,7 @@ from schemas.config import Config
 from schemas.errors import ConfigError
 
 PREFIX: Final = "FACETSTREAM_"
+FAILPOINTS_VARIABLE: Final = f"{PREFIX}FAILPOINTS"  # arms failures; no setting, so that no file can
 DEFAULT_FILE: Final = Path("facetstream.toml")
 _MASK: Final = "********"
 
@@ -107,7 +108,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _read_environment(environment: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
     names = {PREFIX + key.replace(".", "__").upper(): key for key in known}
     for name in environment:
-        if name.startswith(PREFIX) and name not in names:
+        if name.startswith(PREFIX) and name not in names and name != FAILPOINTS_VARIABLE:
             near = _suggest(name.removeprefix(PREFIX).lower().replace("__", "."), known)
             raise ConfigError(f"environment: unknown variable {name}{near}")
     fields: dict[str, Any] = {name: (info.annotation, info) for name, info in Config.model_fields.items()}

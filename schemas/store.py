@@ -40,8 +40,12 @@ class Totals(BaseModel):
         journal_seq: entries written to the journal so far.
         stream_time_ms: largest occurred_at applied; pending engagements age by it.
         dead_letters: records set aside so far.
-        dead_letter_position: where the dead-letter file ends, bytes; None where the sink is a topic.
+        dead_letter_position: where the dead-letter sink goes on: bytes of the file, or offset in the topic's partition;
+            None: nothing was ever stored.
         items_stale: item events that came after a later one for the same item.
+        engagements_duplicate: engagements whose event_id was seen before in the window of ``[dedupe]``.
+        records_lost: records gone from the source before they were read.
+        reset_from: partition name -> highest offset reached before an explicit reset; items may come from below it.
         kinds: engagement kinds in order of first appearance; position = the kind's column.
         sources: names of the partitions items came from; position = what an item record refers to.
         bounds: (B_low, B_upp) in force.
@@ -58,6 +62,9 @@ class Totals(BaseModel):
     items_stale: int = 0
     engagements_applied: int = 0
     engagements_stale: int = 0
+    engagements_duplicate: int = 0
+    records_lost: int = 0
+    reset_from: dict[str, int] = {}
     dead_letters: int = 0
     dead_letter_position: int | None = None
     splits: int = 0

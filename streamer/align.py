@@ -32,6 +32,9 @@ class Aligned:
     decoded: Decoded
     clocks: npt.NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.clocks) + len(self.decoded.letters)
+
     def split(self, count: int) -> tuple[Aligned, Aligned]:
         """The first ``count`` events and the rest, as :meth:`Decoded.split`."""
         head, tail = self.decoded.split(count)
@@ -62,7 +65,7 @@ class Aligner:
 
     def held(self, partition: Partition) -> int:
         """Records of a partition that wait here."""
-        return sum(len(aligned.clocks) + len(aligned.decoded.letters) for aligned in self._held[partition])
+        return sum(map(len, self._held[partition]))
 
     def waiting(self) -> bool:
         """Whether anything waits here."""

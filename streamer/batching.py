@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ I64 = npt.NDArray[np.int64]
 
 if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
+
+
+_LETTER_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,41 +51,113 @@ class Part:
     order: I64
 
 
-def cut(released: Iterable[Aligned], size: int) -> Iterator[list[Part]]:
-    """Cut released records into batches of ``size`` events, in the order of their clocks.
+def cut(released: Iterable[Aligned], size: int, letter_bytes: int = _LETTER_BYTES) -> Iterator[list[Part]]:
+    """Cut released records into batches of ``size`` records, in the order of their clocks.
 
-    Letters go with the events they lie between.
+    Letters have the clock of the event before them: a flood of them fills batches as events do, and no more.
 
     Args:
         released: as the aligner gives them: each partition's consecutive.
-        size: most events of a batch.
+        size: most records of a batch.
+        letter_bytes: a batch whose letters hold as many ends there, as letters may be of any size.
     """
     rest: list[Aligned | None] = list(released)
     if not rest:
         return
-    clocks = [aligned.clocks for aligned in rest if aligned is not None]
-    part_of = np.repeat(np.arange(len(clocks)), [len(each) for each in clocks])
-    in_order = part_of[np.lexsort((part_of, np.concatenate(clocks)))]
-    for at in range(0, max(1, len(in_order)), size):
-        yield list(_take(rest, in_order[at : at + size]))
+    rows = list(_rows(aligned for aligned in rest if aligned is not None))
+    part_of = np.repeat(np.arange(len(rows)), [len(each.clocks) for each in rows])
+    by_clock = np.lexsort((part_of, np.concatenate([each.clocks for each in rows])))
+    in_order, total = part_of[by_clock], len(by_clock)
+    ends: I64 | None = None
+    if any(each.letter_bytes is not None for each in rows):
+        sizes = [
+            np.zeros(len(each.clocks), np.int64) if each.letter_bytes is None else each.letter_bytes for each in rows
+        ]
+        ends = np.cumsum(np.concatenate(sizes)[by_clock])
+    at = 0
+    while at < max(1, total):
+        end = at + size
+        if ends is not None and at < total:
+            before = int(ends[at - 1]) if at else 0
+            end = min(end, 1 + int(np.searchsorted(ends, before + letter_bytes)))
+        yield list(_take(rest, rows, in_order[at:end]))
+        at = end
 
 
-def _take(rest: list[Aligned | None], in_order: I64) -> Iterator[Part]:
-    """The next events of each part; ``in_order`` is (n,), the part of each event of the batch."""
+@dataclass(slots=True)
+class _Rows:
+    """Events and letters of one part together, in offset order.
+
+    Attributes:
+        clocks: (n,) ascending, also from one part of a partition to the next.
+        offsets: (n,) theirs; None where all are events.
+        is_event: (n,) bool; None where all are.
+        letter_bytes: (n,) of each letter, 0 of an event; None where all are events.
+        taken: how many are in batches already.
+    """
+
+    clocks: I64
+    offsets: I64 | None = None
+    is_event: npt.NDArray[np.bool_] | None = None
+    letter_bytes: I64 | None = None
+    taken: int = 0
+
+
+def _rows(parts: Iterable[Aligned]) -> Iterator[_Rows]:
+    last: dict[Partition, int] = {}
+    for aligned in parts:
+        decoded, clocks = aligned.decoded, aligned.clocks
+        before = last.get(decoded.partition, -1)
+        if decoded.letters:
+            letters = np.array([letter.offset for letter in decoded.letters], np.int64)
+            of_letters = np.concatenate([[before], clocks])[np.searchsorted(decoded.offsets, letters)]
+            offsets = np.concatenate([decoded.offsets, letters])
+            by_offset = np.argsort(offsets)
+            is_event = (np.arange(len(offsets)) < len(clocks))[by_offset]
+            sizes = np.zeros(len(offsets), np.int64)
+            sizes[~is_event] = [len(letter.value or b"") for letter in decoded.letters]
+            yield _Rows(np.concatenate([clocks, of_letters])[by_offset], offsets[by_offset], is_event, sizes)
+        else:
+            yield _Rows(clocks)
+        last[decoded.partition] = int(clocks[-1]) if len(clocks) else before
+
+
+def _take(rest: list[Aligned | None], rows: list[_Rows], in_order: I64) -> Iterator[Part]:
+    """The next records of each part; ``in_order`` is (n,), the part of each record of the batch."""
     counts = np.bincount(in_order, minlength=len(rest)).tolist()
+    places, is_event = _places(rows, in_order, counts)
     unfinished: set[Partition] = set()
     for number, aligned in enumerate(rest):
         if aligned is None or aligned.decoded.partition in unfinished:
             continue
-        count, head = counts[number], aligned
-        rest[number] = None
-        if count < len(aligned.clocks):
+        row, count = rows[number], counts[number]
+        row.taken += count
+        head, rest[number] = aligned, None
+        if row.taken < len(row.clocks):
             unfinished.add(aligned.decoded.partition)
             rest[number] = aligned
             if not count:
                 continue
-            head, rest[number] = aligned.split(count)
-        yield Part(head.decoded, np.flatnonzero(in_order == number))
+            head, rest[number] = _split(aligned, row)
+        yield Part(head.decoded, places[is_event & (in_order == number)])
+
+
+def _places(rows: list[_Rows], in_order: I64, counts: list[int]) -> tuple[I64, npt.NDArray[np.bool_]]:
+    """(n,) place of each record among the batch's events, and (n,) whether it is one."""
+    is_event = np.ones(len(in_order), np.bool_)
+    for number, row in enumerate(rows):
+        if row.is_event is not None and counts[number]:
+            is_event[in_order == number] = row.is_event[row.taken : row.taken + counts[number]]
+    return np.cumsum(is_event) - 1, is_event
+
+
+def _split(aligned: Aligned, row: _Rows) -> tuple[Aligned, Aligned]:
+    """What is taken, and the rest."""
+    offsets = aligned.decoded.offsets
+    first_left = row.offsets[row.taken] if row.offsets is not None else offsets[row.taken - len(row.clocks)]
+    head, tail = aligned.decoded.split_at(int(first_left))
+    events = len(head.events)
+    return Aligned(head, aligned.clocks[:events]), Aligned(tail, aligned.clocks[events:])
 
 
 def prepare(parts: list[Part], model: FrozenModel) -> Prepared:
@@ -91,14 +166,26 @@ def prepare(parts: list[Part], model: FrozenModel) -> Prepared:
     engagements = _Columns([part for part in parts if part.decoded.partition.stream is Stream.ENGAGEMENTS])
     letters = [letter for part in parts for letter in part.decoded.letters]
     manifest = model.manifest
+    letters_at: dict[str, list[int]] = {}
+    starts: dict[str, int] = {}
+    lost: dict[str, int] = {}
+    for part in parts:
+        name, decoded = str(part.decoded.partition), part.decoded
+        if decoded.letters:
+            letters_at.setdefault(name, []).extend(letter.offset for letter in decoded.letters)
+        if decoded.start is not None:
+            starts.setdefault(name, decoded.start)
+        if decoded.lost:
+            lost[name] = lost.get(name, 0) + decoded.lost
     batch = EventBatch(
         _item_rows(items, model) if items.events else empty_items(manifest.facets, manifest.dim),
         _engagement_rows(engagements) if engagements.events else empty_engagements(),
         {str(part.decoded.partition): part.decoded.next_offset for part in parts},
-        len(letters),
+        letters_at,
+        starts,
+        lost,
     )
-    records = len(items.events) + len(engagements.events) + len(letters)
-    return Prepared(batch, letters, records, min(part.decoded.taken_at for part in parts))
+    return Prepared(batch, letters, batch.records, min(part.decoded.taken_at for part in parts))
 
 
 class _Columns:
@@ -153,4 +240,5 @@ def _engagement_rows(columns: _Columns) -> EngagementRows:
         columns.offsets,
         columns.values,
         columns.order,
+        [event.event_id for event in events],
     )

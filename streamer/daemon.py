@@ -1,114 +1,351 @@
-"""The long-running process: opens everything, runs the pipeline, answers HTTP, stops within its deadline."""
+"""The long-running process: shards that are ours, kept current; HTTP; signals; switching generations."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 import structlog
 
-from indexer import report
-from indexer.index import Index
-from indexer.rebalance.compactor import out_of_bounds
-from indexer.retrieval.readers import ViewReader
-from indexer.retrieval.retrieve import retrieve
+from indexer.failpoints import failpoint
 from indexer.store import now_ms
 from schemas.config import Config
-from schemas.errors import StoreError, UsageError
-from streamer.dead_letters import DeadLetterSink, FileDeadLetters, TopicDeadLetters
-from streamer.generations import current_generation, load_model, open_index
-from streamer.http import HttpServer, Routes
+from schemas.errors import StoreError, StoreLockedError, UsageError
+from streamer.answers import routes
+from streamer.asking import STATE_FILE
+from streamer.backup import Backups
+from streamer.generations import current_generation, load_model, make_generation, point_to, require_generation
+from streamer.http import HttpServer
+from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
-from streamer.pipeline import Pipeline, Progress
-from streamer.sources.base import Source
-from streamer.sources.eventlog import EventLogSource
-from streamer.sources.kafka import KafkaSource
-
-if TYPE_CHECKING:
-    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
+from streamer.promotion import Promotion
+from streamer.reader import Span
+from streamer.shards import Duties, Generation, Shard, Step, shard_numbers
+from streamer.sources.base import Partition
 
 log = structlog.get_logger(__name__)
 
-STATE_FILE: Final = "daemon.json"
-DEAD_LETTER_FILE: Final = "deadletters.jsonl"
-_ASK_S: Final = 2.0
+_TURN_S: Final = 0.05
+_WATCH_S: Final = 1.0
 
 
-def open_source(config: Config, *, follow: bool) -> Source:
-    """The configured source.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run did, over all shards."""
 
-    Raises:
-        UsageError: if an event log is wanted and not named or not there.
-        BrokerError: if Kafka is wanted and does not answer or lacks a topic.
-    """
-    if config.source.kind == "kafka":
-        return KafkaSource(config)
-    if config.source.path is None:
-        raise UsageError("source.kind is eventlog but source.path is not set; give --events DIRECTORY")
-    return EventLogSource(config.source.path, follow=follow, max_line_bytes=config.limits.max_record_bytes)
-
-
-def open_sink(config: Config) -> DeadLetterSink:
-    """Where dead letters go: the topic beside Kafka, a file beside an event log."""
-    if config.source.kind == "kafka":
-        return TopicDeadLetters(config.kafka)
-    return FileDeadLetters(config.data_dir / DEAD_LETTER_FILE)
+    records: int
+    letters: int
 
 
 def run_daemon(
-    config: Config, *, to_end: bool = False, on_progress: Callable[[Progress], None] = lambda _: None
-) -> Progress:
+    config: Config,
+    *,
+    to_end: bool = False,
+    resets: Mapping[str, str] | None = None,
+    on_progress: Callable[[Step], None] = lambda _: None,
+) -> Outcome:
     """Run until a signal, or until the source's present end.
 
     The first SIGTERM or SIGINT stops gracefully within ``writer.shutdown_s``; a second one, or the deadline, at once.
-    Whatever happens, the store holds whole batches only.
+    Whatever happens, the stores hold whole batches only.
+
+    Args:
+        config: all settings.
+        to_end: stop at the ends found at the start; this process then owns every shard.
+        resets: partition name -> where to go on instead of where the store stands.
+        on_progress: told of each batch, by the thread of its shard.
 
     Raises:
         FacetstreamError: what could not be opened, or ended the run.
     """
-    model = load_model(config)
-    index = open_index(config, model)
-    with index:
-        source = open_source(config, follow=not to_end)
+    with _held(config.data_dir):
+        model = load_model(config)
+        make_generation(config.data_dir, current_generation(config.data_dir), model)
+        serving = Generation(current_generation(config.data_dir), model)
+        duties = Duties(Span(to_end=to_end), resets=resets or {}, on_progress=on_progress)
+        daemon = Daemon(config, serving, duties)
         try:
-            sink = open_sink(config)
+            server = HttpServer(config.http, daemon.metrics.registry, routes(config, daemon))
             try:
-                pipeline = Pipeline(
-                    index, source, sink, model, config, to_end=to_end, metrics=Metrics(), on_progress=on_progress
-                )
-                _serve(config, index, model, pipeline)
-                return pipeline.progress
+                with _announced(config.data_dir / STATE_FILE, server.url):
+                    _banner(config, serving, server.url)
+                    return daemon.run()
             finally:
-                sink.close()
+                server.close()
         finally:
-            source.close()
+            daemon.close()
 
 
-def _serve(config: Config, index: Index, model: FrozenModel, pipeline: Pipeline) -> None:
-    server = HttpServer(config.http, pipeline.metrics.registry, _routes(config, index, pipeline))
-    try:
-        with _announced(config.data_dir / STATE_FILE, server.url):
-            _banner(config, index, model, server.url)
-            _run(config, pipeline)
-    finally:
-        server.close()
+class Daemon:
+    """Owns shards as its membership says, and runs each on threads of its own. Its methods belong to one thread.
+
+    Attributes:
+        serving: the generation that answers.
+        shards: number -> shard of that generation.
+        promotion: a generation that is catching up to take over, if one is.
+        promoted: what came of the last one, for ``/status``.
+        turned_at: monotonic seconds of its last turn.
+    """
+
+    def __init__(self, config: Config, serving: Generation, duties: Duties) -> None:
+        self.config = config
+        self.serving = serving
+        self.shards: dict[int, Shard] = {}
+        self.promotion: Promotion | None = None
+        self.promoted: dict[str, Any] | None = None
+        self.metrics = Metrics()
+        self.turned_at = time.monotonic()
+        self.joined = False
+        self._durable: dict[Partition, int] = {}
+        self._bounded = duties.span.to_end
+        self._ended: list[Shard] = []
+        self._done = [0, 0]
+        self._asked_to_stop = False
+        self._watched_at = 0.0
+        self.membership = self._member()
+        self._duties = replace(duties, on_durable=self._durable.update)
+        self.backups = Backups(config, self.metrics)
+
+    def _member(self) -> Membership:
+        config, kafka = self.config, self.config.kafka
+        if config.source.kind != "kafka":
+            return AllShards(self, shard_numbers(config), None)
+        if self._bounded or kafka.membership == "all":
+            return AllShards(self, shard_numbers(config), Committer(kafka))
+        shard_numbers(config)  # refuses topics that are not partitioned alike
+        instance = kafka.group_instance_id or _instance_id(config.data_dir)
+        return KafkaGroup(kafka, self, instance)
+
+    # -- what the membership asks ----------------------------------------------------------------------------------
+
+    def assign(self, shards: Collection[int], epoch: int) -> None:
+        """Begin to own shards; they open on their own threads."""
+        self.joined = True
+        if shards:
+            log.info("shards_assigned", shards=sorted(shards), epoch=epoch)
+        for number in sorted(shards):
+            self.shards[number] = self._start(number, self.serving, self._duties, self.shards.get(number))
+
+    def revoke(self, shards: Collection[int], deadline_s: float) -> None:
+        """Apply what is queued, sync, commit and close; after ``deadline_s`` drop what is left and go on alone."""
+        log.info("shards_revoked", shards=sorted(shards))
+        leaving = self._leaving(shards)
+        for shard in leaving:
+            shard.stop()
+        self._join(leaving, deadline_s)
+        self._commit()
+        for shard in leaving:
+            if shard.number not in self.shards:
+                shard.release()
+
+    def lost(self, shards: Collection[int]) -> None:
+        """Close without applying or committing anything more: others may own the shards already."""
+        log.warning("shards_lost", shards=sorted(shards))
+        leaving = self._leaving(shards)
+        for shard in leaving:
+            shard.abandon()
+        for shard in leaving:
+            shard.release()
+        self._ended += leaving  # they end by themselves; an owner that comes back waits for them
+
+    def _leaving(self, shards: Collection[int]) -> list[Shard]:
+        found = [self.shards.pop(number) for number in shards if number in self.shards]
+        if self.promotion is not None:
+            found += self.promotion.remove(shards)
+        return found
+
+    def _start(self, number: int, generation: Generation, duties: Duties, after: Shard | None) -> Shard:
+        before = after
+        for ended in self._ended:
+            if (ended.number, ended.generation.name) == (number, generation.name) and not ended.join(0):
+                before = ended
+        duties = replace(duties, may_write=lambda: self.membership.holds(number))
+        shard = Shard(number, generation, self.config, duties, self.metrics, before)
+        shard.start()
+        return shard
+
+    def _join(self, shards: Collection[Shard], deadline_s: float) -> None:
+        until = time.monotonic() + deadline_s
+        for shard in shards:
+            if not shard.join(until - time.monotonic()):
+                log.error("shard_not_released", shard=shard.number, seconds=deadline_s)
+                shard.abandon()
+            self._ended.append(shard)
+
+    # -- turns -----------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask for a graceful end. Safe in signal handlers."""
+        self._asked_to_stop = True
+
+    def run(self) -> Outcome:
+        """Turn until stopped or, where the span is bounded, until every shard is at its end.
+
+        Raises:
+            FacetstreamError: what ended a shard; the others are stopped gracefully first.
+        """
+        with _signals(self.stop, self.config.writer.shutdown_s):
+            # What is loaded never becomes garbage; without this each full collection walks it and stalls a batch.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 50)
+            try:
+                while not self._asked_to_stop and not self._at_end():
+                    self.turned_at = time.monotonic()
+                    self.membership.turn(_TURN_S)
+                    self._commit()
+                    self._raise_errors()
+                    self._watch()
+            finally:
+                self._end()
+                gc.unfreeze()
+            self._raise_errors()
+        return Outcome(*self._done)
+
+    def close(self) -> None:
+        """Leave the group; idempotent."""
+        self.membership.close()
+
+    def _at_end(self) -> bool:
+        return self._bounded and self.joined and all(shard.state == "closed" for shard in self.shards.values())
+
+    def _commit(self) -> None:
+        if self._durable:
+            # Writers put in more meanwhile: take what is there key by key.
+            positions = {partition: self._durable.pop(partition) for partition in list(self._durable)}
+            failpoint("commit.before")
+            self.membership.commit(positions)
+            failpoint("commit.after")
+
+    def _raise_errors(self) -> None:
+        for shard in [*self.shards.values(), *self._ended]:
+            if shard.error is not None:
+                raise shard.error
+
+    def _watch(self) -> None:
+        self._ended = [shard for shard in self._ended if shard.error is not None or not shard.join(0)]
+        if self.promotion is not None:
+            self._turn(self.promotion)
+        if time.monotonic() - self._watched_at > _WATCH_S:
+            self._watched_at = time.monotonic()
+            for shard in self.shards.values():
+                shard.watch()
+            self.backups.turn(self.shards.values())
+
+    def _end(self) -> None:
+        if self.promotion is not None:
+            self._ended += self.promotion.remove(list(self.promotion.shards))
+        leaving = [*self.shards.values(), *self._ended]
+        for shard in leaving:
+            shard.stop()
+        self._join(leaving, self.config.writer.shutdown_s)
+        self.backups.close()
+        self._commit()
         log.info(
             "stopped",
-            records=pipeline.progress.records,
-            offsets=index.view.positions,
-            live=index.view.totals.items_live,
+            shards=sorted(self.shards),
+            records=sum(shard.progress.records for shard in self.shards.values()),
         )
+        self._done = [
+            sum(shard.progress.records for shard in self.shards.values()),
+            sum(shard.progress.letters for shard in self.shards.values()),
+        ]
+
+    # -- generations -----------------------------------------------------------------------------------------------
+
+    def promote(self, name: str) -> Promotion:
+        """Ask for a generation to catch up and to take over then. May be called by any thread.
+
+        Raises:
+            UsageError: if it is the one that serves, or another one is under way.
+            NotFoundError, ArtifactError: if there is no such generation, or its model is damaged.
+        """
+        if name == self.serving.name:
+            raise UsageError(f"generation {name} is in use already")
+        if self.promotion is not None:
+            raise UsageError(f"generation {self.promotion.generation.name} is being promoted; wait for it")
+        require_generation(self.config.data_dir, name)
+        promotion = Promotion(Generation(name, load_model(self.config, name)), self.config, self._start_aside)
+        self.promotion = promotion
+        return promotion
+
+    def _start_aside(self, number: int, generation: Generation) -> Shard:
+        duties = replace(self._duties, resets={}, build=True)
+        return self._start(number, generation, duties, None)
+
+    def _turn(self, promotion: Promotion) -> None:
+        promotion.follow(self.shards)
+        error = promotion.error()
+        if error is not None:
+            log.error("promotion_failed", generation=promotion.generation.name, error=str(error))
+            leaving = promotion.remove(list(promotion.shards))
+            for shard in leaving:
+                shard.abandon()
+                shard.error = None  # told; what serves goes on
+            self._ended += leaving
+            self.promotion, self.promoted = None, promotion.end("failed", error)
+        elif promotion.caught_up():
+            self._switch(promotion)
+
+    def _switch(self, promotion: Promotion) -> None:
+        """Every shard of the new generation has caught up: it answers from now on, and the old one is closed."""
+        old, new = self.serving, promotion.generation
+        for shard in promotion.shards.values():
+            shard.serve()
+        point_to(self.config.data_dir, new.name, old.name)
+        leaving = list(self.shards.values())
+        self.shards, self.serving, self.promotion = promotion.shards, new, None
+        self.promoted = promotion.end("done")
+        for shard in leaving:
+            shard.stop()
+        self._ended += leaving
+        log.info("generation_promoted", generation=new.name, before=old.name, model_hash=new.model.manifest.model_hash)
+
+
+def _instance_id(data_dir: Path) -> str:
+    """Who this data directory is in the consumer group: a restart is the same member, and keeps its shards."""
+    path = data_dir / "member-id"
+    try:
+        if not path.exists():
+            aside = path.with_name("member-id.partial")
+            aside.write_text(f"facetstream-{uuid.uuid4().hex}\n")
+            aside.replace(path)
+        return path.read_text().strip()
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}; choose another --data-dir") from error
+
+
+@contextmanager
+def _held(data_dir: Path) -> Iterator[None]:
+    """One daemon at a time on a data directory."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StoreError(f"cannot write to {data_dir}: {error}; choose another --data-dir") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLockedError(
+                f"{data_dir} is held by another process, most likely a running daemon; stop it, or use a reading "
+                "command"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager
@@ -124,41 +361,27 @@ def _announced(state_file: Path, url: str) -> Iterator[None]:
         state_file.unlink(missing_ok=True)
 
 
-def _run(config: Config, pipeline: Pipeline) -> None:
-    # The loaded index never becomes garbage; without this each full collection walks it and stalls a batch.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    restore = _stop_on_signals(pipeline, config.writer.shutdown_s)
-    try:
-        pipeline.run()
-    finally:
-        restore()
-        gc.unfreeze()
-
-
-def _banner(config: Config, index: Index, model: FrozenModel, url: str) -> None:
-    manifest, totals = model.manifest, index.view.totals
+def _banner(config: Config, serving: Generation, url: str) -> None:
+    manifest = serving.model.manifest
     log.info(
         "started",
-        store=str(index.store.path),
-        generation=current_generation(config.data_dir),
-        live=totals.items_live,
-        leaves=[len(facet.alive()) for facet in index.view.facets],
+        data_dir=str(config.data_dir),
+        generation=serving.name,
         model=f"{manifest.name} {manifest.version}",
         model_hash=manifest.model_hash,
         codebook_hash=manifest.codebook_hash,
         source=config.kafka.bootstrap_servers if config.source.kind == "kafka" else str(config.source.path),
-        offsets=index.view.positions,
         http=url,
     )
 
 
-def _stop_on_signals(pipeline: Pipeline, deadline_s: float) -> Callable[[], None]:
-    """Install handlers; returns what puts the old ones back. Outside the main thread nothing is installed."""
+@contextmanager
+def _signals(stop: Callable[[], None], deadline_s: float) -> Iterator[None]:
+    """Stop on SIGTERM and SIGINT while it is entered. Outside the main thread nothing is installed."""
     if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    stopping = threading.Event()
+        yield
+        return
+    timers: list[threading.Timer] = []
 
     def expire() -> None:
         # Everything written so far is consistent; waiting longer than promised is worse than stopping here.
@@ -166,78 +389,18 @@ def _stop_on_signals(pipeline: Pipeline, deadline_s: float) -> Callable[[], None
         os._exit(1)
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if stopping.is_set():
+        if timers:
             os._exit(128 + number)
-        stopping.set()
-        timer = threading.Timer(deadline_s, expire)
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
-        pipeline.stop()
+        timers.append(threading.Timer(deadline_s, expire))
+        timers[0].daemon = True
+        timers[0].start()
+        stop()
 
-    timers: list[threading.Timer] = []
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         for timer in timers:
             timer.cancel()
-
-    return restore
-
-
-def _routes(config: Config, index: Index, pipeline: Pipeline) -> Routes:
-    reader = ViewReader(index.view)
-
-    def live() -> tuple[bool, dict[str, Any]]:
-        idle_s = time.monotonic() - pipeline.progress.turned_at
-        return idle_s < config.http.live_after_s, {"seconds_since_turn": round(idle_s, 3)}
-
-    def ready() -> tuple[bool, dict[str, Any]]:
-        caught_up = pipeline.reader.caught_up
-        return caught_up, {"caught_up": caught_up, "lag": sum(pipeline.lag().values())}
-
-    def status() -> dict[str, Any]:
-        totals, progress = index.view.totals, pipeline.progress
-        return {
-            "records": progress.records,
-            "seconds_since_batch": round(time.monotonic() - progress.applied_at, 3),
-            "lag": pipeline.lag(),
-            "offsets": dict(index.view.positions),
-            "items_live": totals.items_live,
-            "out_of_bounds": out_of_bounds(index.view),
-            "splits": totals.splits,
-            "merges": totals.merges,
-        }
-
-    def query(document: dict[str, Any]) -> dict[str, Any]:
-        triggers = document.get("items")
-        if not isinstance(triggers, list) or not all(isinstance(trigger, str) for trigger in triggers):
-            raise UsageError('give {"items": ["ID", ...]} with optional "k", "indices", "seed"')
-        seed = document.get("seed")
-        if seed is not None and (type(seed) is not int or seed < 0):
-            raise UsageError(f"seed must be a whole number from 0 up, not {seed!r}")
-        overrides = {name: document[name] for name in ("k", "indices") if name in document}
-        settings = type(config.retrieval).model_validate(config.retrieval.model_dump() | overrides)
-        found = retrieve(reader, triggers, settings, now_ms(), seed)
-        return report.query_reply(triggers, found, reader.item_ids(found.ordinals)).model_dump(mode="json")
-
-    def compact(_document: dict[str, Any]) -> dict[str, Any]:
-        done = pipeline.compactor.run_until_idle()
-        return {"splits": done.splits, "merges": done.merges, "marks": done.marks, "moved": done.moved}
-
-    return Routes(live, ready, status, {"/query": query, "/compact": compact})
-
-
-def running_daemon(data_dir: Path) -> str | None:
-    """URL of the daemon that runs on this data directory, if one does."""
-    try:
-        state = orjson.loads((data_dir / STATE_FILE).read_bytes())
-        url = str(state["url"])
-        with urllib.request.urlopen(f"{url}/livez", timeout=_ASK_S):  # noqa: S310  # our own daemon's address
-            return url
-    except urllib.error.HTTPError:
-        return url  # it answers, if only that it is stuck
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # none, or the file of one that was killed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +45,8 @@ class Decoded:
         letters: the rest, in offset order.
         next_offset: where the partition goes on.
         taken_at: monotonic seconds at which the records were taken from the source.
+        start: offset from which they were read; None: not known.
+        lost: records before ``start`` that were gone before they were read.
     """
 
     partition: Partition
@@ -54,30 +57,39 @@ class Decoded:
     letters: list[DeadLetter]
     next_offset: int
     taken_at: float
+    start: int | None = None
+    lost: int = 0
 
     def split(self, count: int) -> tuple[Decoded, Decoded]:
         """The first ``count`` events with the letters before the next one, and the rest; ``0 < count < n``."""
-        cut = int(self.offsets[count])
-        before = sum(letter.offset < cut for letter in self.letters)
+        return self.split_at(int(self.offsets[count]))
+
+    def split_at(self, offset: int) -> tuple[Decoded, Decoded]:
+        """What lies below an offset, and the rest."""
+        events = int(np.searchsorted(self.offsets, offset))
+        letters = bisect_left(self.letters, offset, key=lambda letter: letter.offset)
         head = Decoded(
             self.partition,
-            self.events[:count],
-            self.offsets[:count],
-            self.times[:count],
-            self.values[:count],
-            self.letters[:before],
-            cut,
+            self.events[:events],
+            self.offsets[:events],
+            self.times[:events],
+            self.values[:events],
+            self.letters[:letters],
+            offset,
             self.taken_at,
+            self.start,
+            self.lost,
         )
         tail = Decoded(
             self.partition,
-            self.events[count:],
-            self.offsets[count:],
-            self.times[count:],
-            self.values[count:],
-            self.letters[before:],
+            self.events[events:],
+            self.offsets[events:],
+            self.times[events:],
+            self.values[events:],
+            self.letters[letters:],
             self.next_offset,
             self.taken_at,
+            offset,
         )
         return head, tail
 
@@ -101,8 +113,14 @@ class Decoder:
         self._check_content = check_content
         self._clock = clock
 
-    def decode(self, records: Records) -> Decoded:
-        """Sort records into events and dead letters; never raises for what a record holds."""
+    def decode(self, records: Records, start: int | None = None, lost: int = 0) -> Decoded:
+        """Sort records into events and dead letters; never raises for what a record holds.
+
+        Args:
+            records: consecutive ones.
+            start: offset from which they were read, which is below the first where offsets have holes.
+            lost: records before ``start`` that were gone before they were read.
+        """
         taken_at = time.monotonic()
         now_ms = int(self._clock() * 1_000)
         items = records.partition.stream is Stream.ITEMS
@@ -137,9 +155,9 @@ class Decoder:
                         f"{self._limits.max_future_s} s after this machine's clock ({now_ms})",
                     )
             except ValidationError as error:
-                letters.append(_letter(records, offset, key, value, *_explain(error)))
+                letters.append(_letter(records, offset, key, value, error, *_explain(error)))
             except RecordError as error:
-                letters.append(_letter(records, offset, key, value, Reason(error.reason), str(error)))
+                letters.append(_letter(records, offset, key, value, error, Reason(error.reason), str(error)))
             else:
                 events.append(event)
                 offsets.append(offset)
@@ -154,6 +172,8 @@ class Decoder:
             letters,
             records.next_offset,
             taken_at,
+            start,
+            lost,
         )
 
 
@@ -184,7 +204,13 @@ def _explain(error: ValidationError) -> tuple[Reason, str]:
 
 
 def _letter(
-    records: Records, offset: int, key: bytes | None, value: bytes | None, reason: Reason, detail: str
+    records: Records,
+    offset: int,
+    key: bytes | None,
+    value: bytes | None,
+    error: Exception,
+    reason: Reason,
+    detail: str,
 ) -> DeadLetter:
     return DeadLetter(
         reason=reason,
@@ -195,4 +221,5 @@ def _letter(
         failed_at_ms=time.time_ns() // 1_000_000,
         key=key,
         value=value,
+        error=type(error).__name__,
     )

@@ -13,24 +13,31 @@ import numpy as np
 from indexer import report
 from indexer.index import Index
 from indexer.retrieval.readers import ViewReader
-from indexer.retrieval.retrieve import retrieve
-from indexer.verify import verify
+from indexer.retrieval.retrieve import fan_out
 from model_runtime.runtime import FrozenModel
 from model_runtime.training.data import TrainingLog
 from schemas.config import Config, HttpConfig, ModelConfig, SourceConfig
 from schemas.errors import UsageError
 from schemas.replies import DemoReply, FreshnessQuantiles, ItemReply, LeafRow, QueryReply, StatsReply, VerifyReply
 from schemas.training import TrainingConfig
-from streamer.daemon import DEAD_LETTER_FILE
 from streamer.dead_letters import FileDeadLetters
 from streamer.evaluation.report import evaluate_split, split_time
-from streamer.generations import load_model, open_for_reading, open_index, reencoder, remove_all, store_meta
+from streamer.generations import (
+    current_generation,
+    dead_letter_path,
+    load_model,
+    open_for_reading,
+    open_index,
+    remove_all,
+)
 from streamer.importers import examples_dir
 from streamer.importers.movielens import import_movielens
 from streamer.pipeline import Pipeline, Progress
+from streamer.reader import Span
 from streamer.sources.eventlog import EventLogSource
 from streamer.train import train_artifact
 from streamer.training_data import read_training_log
+from streamer.verification import verify_shards
 
 TRAINED_SHARE: Final = 0.8
 _TOP_LEAVES: Final = 5
@@ -86,7 +93,6 @@ def run_demo(workdir: Path, *, retrain: bool, stage: Stage) -> DemoOutcome:
 
     remove_all(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)
-    (data_dir / DEAD_LETTER_FILE).unlink(missing_ok=True)
     config = Config(
         data_dir=data_dir,
         source=SourceConfig(kind="eventlog", path=events),
@@ -95,16 +101,11 @@ def run_demo(workdir: Path, *, retrain: bool, stage: Stage) -> DemoOutcome:
     )
     model = load_model(config)
     progress, seconds, answer = _stream(config, model, stage)
-    with open_for_reading(config) as store:
-        meta = store.meta()
-        checked = verify(
-            store,
-            expected=store_meta(model.manifest, meta.generation, meta.half_lives_s),
-            reencode=reencoder(model),
-        )
-        stats = report.stats(store)
-        largest = report.leaves(store, None, _TOP_LEAVES)
-        trigger = report.item(store, answer.triggers[0])
+    with open_for_reading(config) as stores:
+        checked = verify_shards(stores, model)
+        stats = report.stats(stores)
+        largest = report.leaves(stores, None, _TOP_LEAVES)
+        trigger = report.item(stores, answer.triggers[0])
     recall = evaluate_split(events, known, model, config, until_ms, progress=stage("measure recall", 2_000))
     return DemoOutcome(
         _reply(progress, seconds, stats, checked, recall, training_seconds if train else 0.0),
@@ -121,9 +122,9 @@ def _stream(config: Config, model: FrozenModel, stage: Stage) -> tuple[Progress,
     """The log through the pipeline, and one question to the live view."""
     assert config.source.path is not None
     source = EventLogSource(config.source.path)
-    sink = FileDeadLetters(config.data_dir / DEAD_LETTER_FILE)
     with open_index(config, model) as index:
         try:
+            sink = FileDeadLetters(dead_letter_path(config.data_dir, current_generation(config.data_dir)))
             advance = stage("stream", sum(source.end_offsets().values()))
             seen = 0
 
@@ -132,12 +133,12 @@ def _stream(config: Config, model: FrozenModel, stage: Stage) -> tuple[Progress,
                 advance(progress.records - seen)
                 seen = progress.records
 
-            pipeline = Pipeline(index, source, sink, model, config, to_end=True, on_progress=on_progress)
+            span = Span(to_end=True)
+            pipeline = Pipeline(index, source, sink, model, config, span=span, on_progress=on_progress)
             began = time.monotonic()
             pipeline.run()
             return pipeline.progress, time.monotonic() - began, _ask(index, config)
         finally:
-            sink.close()
             source.close()
 
 
@@ -145,10 +146,10 @@ def _ask(index: Index, config: Config) -> QueryReply:
     """What goes with the item that has most engagements."""
     view = index.view
     trigger = view.ids[int(view.items["counts"].sum(1).argmax())]
-    reader = ViewReader(view)
     settings = config.retrieval.model_copy(update={"k": _RESULTS})
-    found = retrieve(reader, [trigger], settings, view.totals.stream_time_ms)
-    return report.query_reply([trigger], found, reader.item_ids(found.ordinals))
+    return report.query_reply(
+        [trigger], fan_out({0: ViewReader(view)}, [trigger], settings, view.totals.stream_time_ms)
+    )
 
 
 def _reply(

@@ -6,14 +6,15 @@ Nothing here creates a topic on the way: a misspelt name must fail, not become a
 from __future__ import annotations
 
 import logging
-import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import structlog
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
 from kafka.errors import KafkaError, KafkaTimeoutError, for_code
@@ -22,9 +23,7 @@ from kafka.net.compat import KafkaNetClient
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, ConfigError
 from streamer.kafka_connections import DIRECTLY, REFUSALS, UntrustedError, make_client
-
-if TYPE_CHECKING:
-    from uuid import UUID
+from streamer.kafka_security import credential_keys, security_options, who
 
 log = structlog.get_logger(__name__)
 
@@ -106,6 +105,21 @@ def is_connected(client: KafkaConsumer) -> bool:
     return any(net.connected(broker.node_id) for broker in net.cluster.brokers())
 
 
+def with_leader(client: KafkaConsumer, keys: Iterable[TopicPartition]) -> list[TopicPartition]:
+    """Those of the partitions whose leader is known and connected at the moment."""
+    net: KafkaNetClient = client._client  # noqa: SLF001
+    found = []
+    for key in keys:
+        leader = net.cluster.leader_for_partition(key)
+        if leader in {None, -1}:
+            continue
+        if net.connected(leader):
+            found.append(key)
+        else:
+            net._manager.call_soon(net.maybe_connect, leader)  # noqa: SLF001
+    return found
+
+
 def topic_id(client: KafkaConsumer, topic: str) -> UUID | None:
     """What tells a topic from an earlier one of the same name; None if the broker does not say, or it is away."""
     cluster = client._client.cluster  # noqa: SLF001
@@ -141,15 +155,24 @@ def asked(config: KafkaConfig, doing: str, ask: Callable[[], T], timeout_s: floa
             time.sleep(_ASK_AGAIN_S)
 
 
-def partition_counts(admin: KafkaAdminClient, config: KafkaConfig, topics: Sequence[str]) -> dict[str, int]:
-    """Number of partitions of each topic.
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the broker says of a topic; ``id`` is None if it is too old to say."""
+
+    name: str
+    partitions: int
+    id: UUID | None
+
+
+def topic_facts(admin: KafkaAdminClient, config: KafkaConfig, topics: Sequence[str]) -> list[TopicFacts]:
+    """Number of partitions and id of each topic, in the order given.
 
     Raises:
         BrokerError: if a topic is missing (the message says how to create it) or the broker does not answer.
     """
     doing = f"asking for the topics {', '.join(topics)}"
     described = {topic["name"]: topic for topic in asked(config, doing, lambda: admin.describe_topics(list(topics)))}
-    counts: dict[str, int] = {}
+    facts: list[TopicFacts] = []
     for name in topics:
         code = described[name]["error_code"] if name in described else _UNKNOWN_TOPIC
         if code == _UNKNOWN_TOPIC:
@@ -160,8 +183,14 @@ def partition_counts(admin: KafkaAdminClient, config: KafkaConfig, topics: Seque
             )
         if code:
             raise BrokerError(f"Kafka at {config.bootstrap_servers}: topic {name!r}: {for_code(code).__name__}")
-        counts[name] = len(described[name]["partitions"])
-    return counts
+        found = described[name].get("topic_id")
+        facts.append(TopicFacts(name, len(described[name]["partitions"]), UUID(str(found)) if found else None))
+    return facts
+
+
+def partition_counts(admin: KafkaAdminClient, config: KafkaConfig, topics: Sequence[str]) -> dict[str, int]:
+    """Number of partitions of each topic; raises as :func:`topic_facts`."""
+    return {facts.name: facts.partitions for facts in topic_facts(admin, config, topics)}
 
 
 def topic_settings(admin: KafkaAdminClient, topic: str, names: Sequence[str]) -> dict[str, str]:
@@ -208,9 +237,7 @@ def _cannot_connect(config: KafkaConfig, failure: Exception) -> BrokerError:
     if isinstance(failure, UntrustedError):
         return BrokerError(f"{where} is not trusted: {failure}; check kafka.ssl_cafile")
     if isinstance(failure, REFUSALS):
-        return BrokerError(
-            f"{where} refused {config.sasl_username}: {failure}; check kafka.sasl_username and sasl_password"
-        )
+        return BrokerError(f"{where} refused {who(config)}: {failure}; check {credential_keys(config)}")
     return BrokerError(
         f"{where} did not answer within {config.connect_timeout_s:g} s ({failure}); "
         "is the broker running, and are kafka.bootstrap_servers and kafka.security_protocol right?"
@@ -229,7 +256,7 @@ def _addresses(config: KafkaConfig) -> list[tuple[str, int]]:
 
 def _connection(config: KafkaConfig) -> dict[str, Any]:
     request_ms = int(config.request_timeout_s * 1000)
-    options: dict[str, Any] = {
+    return {
         "bootstrap_servers": [
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in _addresses(config)
         ],
@@ -238,23 +265,5 @@ def _connection(config: KafkaConfig) -> dict[str, Any]:
         "request_timeout_ms": request_ms,
         "connections_max_idle_ms": max(540_000, 2 * request_ms),
         "reconnect_backoff_max_ms": _RECONNECT_AT_MOST_MS,
-        "security_protocol": config.security_protocol,
         "proxy_url": DIRECTLY,
-    }
-    if config.security_protocol.endswith("SSL"):
-        try:  # kafka-python would load the file at each connection, and only log that it cannot
-            options["ssl_context"] = ssl.create_default_context(cafile=config.ssl_cafile)
-        except OSError as error:
-            raise ConfigError(f"kafka.ssl_cafile {config.ssl_cafile} cannot be used: {error}") from error
-    if config.security_protocol.startswith("SASL"):
-        if config.sasl_mechanism is None or config.sasl_username is None or config.sasl_password is None:
-            raise ConfigError(
-                f"kafka.security_protocol is {config.security_protocol}: set kafka.sasl_mechanism, kafka.sasl_username "
-                "and FACETSTREAM_KAFKA__SASL_PASSWORD"
-            )
-        options |= {
-            "sasl_mechanism": config.sasl_mechanism,
-            "sasl_plain_username": config.sasl_username,
-            "sasl_plain_password": config.sasl_password.get_secret_value(),
-        }
-    return options
+    } | security_options(config)

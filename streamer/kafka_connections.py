@@ -6,6 +6,7 @@ place: a new kafka-python is tried against the tests of this module's behaviour 
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,15 @@ class UntrustedError(KafkaError):  # type: ignore[misc]  # kafka-python ships no
     """The broker's certificate is not of an authority we trust, or not for the name we called."""
 
 
-REFUSALS: Final = (SaslAuthenticationFailedError, AuthorizationError, UntrustedError)
+class CertificateRefusedError(KafkaError):  # type: ignore[misc]
+    """The broker does not take our certificate, or wants one and we have none."""
+
+
+REFUSALS: Final = (SaslAuthenticationFailedError, AuthorizationError, UntrustedError, CertificateRefusedError)
+# TLS 1.3 ends its handshake before the broker has looked at our certificate: the alert meets the first request.
+_CERTIFICATE_ALERT: Final = re.compile(
+    r"ALERT_\w*CERTIFICATE|CERTIFICATE_REQUIRED|ALERT_UNKNOWN_CA|ALERT_ACCESS_DENIED"
+)
 DIRECTLY: Final = "direct://"
 
 
@@ -73,6 +82,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     """
 
     failure: Exception | None = None
+    _longest_ms = 0.0
 
     def get_connection(self, node_id: Any, **options: Any) -> Any:
         """Give up when one side refused the other before anything ever worked.
@@ -81,11 +91,18 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         """
         if isinstance(self.failure, REFUSALS) and not self.bootstrapped:
             raise self.failure
+        addresses = len(self.cluster.bootstrap_brokers())
+        if self.cluster.is_bootstrap(node_id) and addresses > 1 and "timeout_ms" in options:
+            # kafka-python spends all its time on the first address that accepts and stays silent, as a frozen one does
+            self._longest_ms = self._longest_ms or options["timeout_ms"] / (2 * addresses)
+            options["timeout_ms"] = min(options["timeout_ms"], self._longest_ms)
         connection = super().get_connection(node_id, **options)
         connection.init_future.add_errback(self._remember)
         return connection
 
     def _remember(self, failure: Exception) -> None:
+        if self.ssl_enabled and not isinstance(failure, REFUSALS) and _CERTIFICATE_ALERT.search(str(failure)):
+            failure = CertificateRefusedError(str(failure))
         if self.failure is None or isinstance(failure, REFUSALS):
             self.failure = failure
 

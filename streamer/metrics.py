@@ -11,9 +11,9 @@ RECORDS: Final = "facetstream_records"
 DEAD_LETTERS: Final = "facetstream_dead_letters"
 """Records set aside, by reason."""
 ITEMS_LIVE: Final = "facetstream_items_live"
-"""Live items in the index."""
+"""Live items in the index, by shard."""
 ENGAGEMENTS_PENDING: Final = "facetstream_engagements_pending"
-"""Engagements waiting for their item."""
+"""Engagements waiting for their item, by shard."""
 BATCH_SECONDS: Final = "facetstream_batch_seconds"
 """Seconds to apply one batch: dead letters, write, live view."""
 FRESHNESS_SECONDS: Final = "facetstream_freshness_seconds"
@@ -27,11 +27,15 @@ REBALANCED: Final = "facetstream_rebalanced"
 REBALANCE_MOVED: Final = "facetstream_rebalance_moved"
 """Members moved by rebalancing."""
 LEAVES: Final = "facetstream_leaves"
-"""Live leaves, by facet."""
+"""Live leaves, by shard and facet."""
 LEAVES_OUT_OF_BOUNDS: Final = "facetstream_leaves_out_of_bounds"
-"""Unmarked leaves outside the bounds in force."""
+"""Unmarked leaves outside the bounds in force, by shard."""
 QUEUE_BATCHES: Final = "facetstream_queue_batches"
-"""Batches waiting for the writer."""
+"""Batches waiting for the writer, by shard."""
+STUCK: Final = "facetstream_stuck"
+"""1 where a shard lags and no offset has moved for ``http.progress_after_s``, else 0; by shard."""
+CHECKPOINTS: Final = "facetstream_checkpoints"
+"""Checkpoints taken, by shard."""
 
 _FINE: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -46,8 +50,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self.records = Counter(RECORDS, "Records applied", ["stream"], registry=registry)
         self.dead_letters = Counter(DEAD_LETTERS, "Records set aside", ["reason"], registry=registry)
-        self.items_live = Gauge(ITEMS_LIVE, "Live items in the index", registry=registry)
-        self.pending = Gauge(ENGAGEMENTS_PENDING, "Engagements waiting for their item", registry=registry)
+        self.items_live = Gauge(ITEMS_LIVE, "Live items in the index", ["shard"], registry=registry)
+        self.pending = Gauge(ENGAGEMENTS_PENDING, "Engagements waiting for their item", ["shard"], registry=registry)
         self.batch_seconds = Histogram(BATCH_SECONDS, "Seconds to apply one batch", buckets=_FINE, registry=registry)
         self.freshness_seconds = Histogram(
             FRESHNESS_SECONDS, "Seconds from source to retrievable, per batch", buckets=_FINE, registry=registry
@@ -56,6 +60,10 @@ class Metrics:
         self.lag = Gauge(LAG_RECORDS, "Records to the partition's end", ["partition"], registry=registry)
         self.rebalanced = Counter(REBALANCED, "Rebalancing operations", ["op"], registry=registry)
         self.moved = Counter(REBALANCE_MOVED, "Members moved by rebalancing", registry=registry)
-        self.leaves = Gauge(LEAVES, "Live leaves", ["facet"], registry=registry)
-        self.out_of_bounds = Gauge(LEAVES_OUT_OF_BOUNDS, "Unmarked leaves outside the bounds", registry=registry)
-        self.queue = Gauge(QUEUE_BATCHES, "Batches waiting for the writer", registry=registry)
+        self.leaves = Gauge(LEAVES, "Live leaves", ["shard", "facet"], registry=registry)
+        self.out_of_bounds = Gauge(
+            LEAVES_OUT_OF_BOUNDS, "Unmarked leaves outside the bounds", ["shard"], registry=registry
+        )
+        self.queue = Gauge(QUEUE_BATCHES, "Batches waiting for the writer", ["shard"], registry=registry)
+        self.stuck = Gauge(STUCK, "1 where a shard lags and no offset moves", ["shard"], registry=registry)
+        self.checkpoints = Counter(CHECKPOINTS, "Checkpoints taken", ["shard"], registry=registry)

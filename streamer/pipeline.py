@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ from indexer.index import Index
 from indexer.pending import Expired
 from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor, out_of_bounds
+from indexer.writer import IndexWriter
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StoreError, UsageError
@@ -23,7 +24,7 @@ from streamer.dead_letters import DeadLetterSink
 from streamer.decode import Decoder
 from streamer.inbox import Inbox, InboxClosedError
 from streamer.metrics import Metrics
-from streamer.reader import Reader
+from streamer.reader import Reader, Span
 from streamer.sources.base import Partition, Source, Stream
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Progress:
     Attributes:
         turned_at: monotonic seconds of the loop's last turn ("alive").
         applied_at: monotonic seconds of the last batch ("making progress").
+        waits_for: what keeps the writer from applying batches, if anything does.
         freshness_s: seconds from source to retrievable of recent batches, with their number of records.
     """
 
@@ -52,6 +54,7 @@ class Progress:
     letters: int = 0
     turned_at: float = field(default_factory=time.monotonic)
     applied_at: float = field(default_factory=time.monotonic)
+    waits_for: str | None = None
     freshness_s: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -61,11 +64,14 @@ class Pipeline:
     Args:
         index: open for writing; this object's thread becomes its writer.
         source: read by a thread of its own from the positions the store holds.
-        sink: takes dead letters.
+        sink: takes dead letters; closed when :meth:`run` ends.
         model: encodes items.
         config: all settings.
-        to_end: stop at the ends found at the start, instead of following.
+        span: which records; by default from where the store stands on, for ever.
+        shard: number in metrics and logs.
         on_progress: called after each batch.
+        on_durable: told the positions that survive a power loss, for lag tools.
+        may_write: whether this process still owns the shard; while it says no, nothing is written.
     """
 
     def __init__(
@@ -76,33 +82,44 @@ class Pipeline:
         model: FrozenModel,
         config: Config,
         *,
-        to_end: bool,
+        span: Span | None = None,
+        shard: int = 0,
         metrics: Metrics | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
+        on_durable: Callable[[Mapping[Partition, int]], None] = lambda _: None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
         self._index = index
         self._sink = sink
         self._config = config
         self._source = source
         self._on_progress = on_progress
+        self._on_durable = on_durable
+        self._may_write = may_write
+        self._shard = str(shard)
         self._partitions = {str(partition): partition for partition in source.partitions()}
         self._synced_at = time.monotonic()
         self._gauged_at = 0.0
         self._unsynced = False
         self._stop = threading.Event()
-        self._to_end = to_end
+        self._span = Span() if span is None else span
         self._asked_to_stop = False
+        self._abandoned = False
         self.metrics = metrics if metrics is not None else Metrics()
         self.progress = Progress()
         self.inbox: Inbox[Prepared] = Inbox(config.writer.queue_batches)
         self.compactor = Compactor(index.view, config.rebalance, self.inbox.call, self._count)
         decoder = Decoder(config.limits, model.check)
-        self.reader = Reader(source, decoder, model, self.inbox, config, to_end=to_end)
+        self.reader = Reader(source, decoder, model, self.inbox, config, self._span)
 
     def stop(self) -> None:
         """Ask for a graceful end: what is queued is applied, synced and committed. May be called by signal handlers."""
         # Nothing but this flag: a handler runs in the middle of the writer's own code, which may hold any lock.
         self._asked_to_stop = True
+
+    def abandon(self) -> None:
+        """End at once: what is queued is left to whoever owns the shard now. May be called by any thread."""
+        self._abandoned = True
 
     def _end_threads(self) -> None:
         self._stop.set()
@@ -114,6 +131,7 @@ class Pipeline:
         Raises:
             FacetstreamError: whatever reading, writing or rebalancing could not get over; the store stays consistent.
         """
+        self._index.bind_source(self._source.identity())
         positions = self._positions()
         self._restore_sink()
         threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
@@ -128,14 +146,30 @@ class Pipeline:
             self.inbox.close()
             for thread in threads:
                 thread.join(self._config.writer.shutdown_s)
-        if self._to_end and not self._asked_to_stop and self._config.rebalance.enabled:
+            self._sink.close()
+        bounded = self._span.to_end or self._span.stop is not None
+        if bounded and not self._asked_to_stop and not self._abandoned and self._config.rebalance.enabled:
             # A bounded run ends balanced; nobody else is left to do it.
             compactor = self._index.compactor(self._config, self._count)
-            compactor.run_until_idle(stopped=lambda: self._asked_to_stop)
+            compactor.run_until_idle(stopped=lambda: self._asked_to_stop or self._abandoned)
             self._unsynced = True
         self._sync()
-        if not threads[0].is_alive():
-            self._source.commit(self._durable())
+        if not self._abandoned:
+            self._on_durable(self._durable())
+
+    def use_sink(self, sink: DeadLetterSink) -> None:
+        """Send dead letters elsewhere from now on. May be called by any thread but the writer's.
+
+        Raises:
+            InboxClosedError: if the writer is stopping.
+        """
+
+        def exchange(_: IndexWriter) -> None:
+            self._sink.close()
+            self._sink = sink
+            self._restore_sink()
+
+        self.inbox.call(exchange)
 
     def _positions(self) -> dict[Partition, int]:
         """Where the store stands in each partition of the source."""
@@ -157,6 +191,17 @@ class Pipeline:
             nothing = EventBatch(empty_items(meta.facets, meta.dim), empty_engagements())
             self._index.writer.apply(nothing, lambda _: self._sink.position)
 
+    def stuck(self) -> str | None:
+        """Why no offset moves although there are records to apply; None while offsets move, or nothing is left."""
+        idle_s = time.monotonic() - self.progress.applied_at
+        behind = {name: records for name, records in self.lag().items() if records}
+        if not behind or idle_s < self._config.http.progress_after_s:
+            return None
+        at = self._index.view.positions
+        where = ", ".join(f"{name} at {at.get(name, 0)}, {records} behind" for name, records in behind.items())
+        why = self.progress.waits_for or "the source gives no records; has the partition a leader?"
+        return f"no offset moved for {idle_s:.0f} s: {where}; {why}"
+
     def lag(self) -> dict[str, int]:
         """Records each partition is behind its end, as last asked."""
         applied = self._index.view.positions
@@ -169,12 +214,13 @@ class Pipeline:
     def _write_until_end(self) -> None:
         while True:
             self.progress.turned_at = time.monotonic()
+            if self._abandoned:
+                return
             if self._asked_to_stop:
                 self._end_threads()
-            # Once stopping, nobody splits any more: waiting for a split would never end.
-            waits = self._config.rebalance.enabled and not self._stop.is_set() and self.compactor.overloaded()
+            self.progress.waits_for = self._obstacle()
             try:
-                taken = self.inbox.take(_TURN_S, batches=not waits)
+                taken = self.inbox.take(_TURN_S, batches=self.progress.waits_for is None)
             except EOFError:
                 return
             if isinstance(taken, Prepared):
@@ -184,8 +230,18 @@ class Pipeline:
                 self._unsynced = True
             if time.monotonic() - self._synced_at > self._config.writer.group_commit_ms / 1_000:
                 self._sync()
-                self.reader.commit_later(self._durable())
+                self._on_durable(self._durable())
             self._set_gauges()
+
+    def _obstacle(self) -> str | None:
+        """What keeps batches waiting."""
+        if self._stop.is_set():
+            return None  # nobody splits any more, and the lease may never come back: waiting would never end
+        if not self._may_write():
+            return "the consumer group has not been heard of for kafka.session_timeout_s: another may own the shard"
+        if self._config.rebalance.enabled and self.compactor.overloaded():
+            return "an overloaded leaf is being split"
+        return None
 
     def _apply(self, prepared: Prepared) -> None:
         began = time.monotonic()
@@ -237,13 +293,14 @@ class Pipeline:
         if now - self._gauged_at < _GAUGES_S:
             return
         self._gauged_at = now
-        view, metrics = self._index.view, self.metrics
-        metrics.items_live.set(view.totals.items_live)
-        metrics.pending.set(len(self._index.pending))
-        metrics.queue.set(len(self.inbox))
-        metrics.out_of_bounds.set(out_of_bounds(view))
+        view, metrics, shard = self._index.view, self.metrics, self._shard
+        metrics.items_live.labels(shard).set(view.totals.items_live)
+        metrics.pending.labels(shard).set(len(self._index.pending))
+        metrics.queue.labels(shard).set(len(self.inbox))
+        metrics.out_of_bounds.labels(shard).set(out_of_bounds(view))
+        metrics.stuck.labels(shard).set(self.stuck() is not None)
         for number, facet in enumerate(view.facets):
-            metrics.leaves.labels(number).set(len(facet.alive()))
+            metrics.leaves.labels(shard, number).set(len(facet.alive()))
         for name, behind in self.lag().items():
             metrics.lag.labels(name).set(behind)
 
@@ -285,4 +342,5 @@ def _letter_of(entry: Expired) -> DeadLetter:
         failed_at_ms=time.time_ns() // 1_000_000,
         key=row.item_id.encode(),
         value=row.record,
+        error=type(entry).__name__,
     )

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from indexer.batch import EngagementRows, EventBatch, ItemRows
 from indexer.index import Index
 from indexer.keys import ItemState
-from indexer.logical_state import LogicalState, logical_state
+from indexer.logical_state import LogicalState, logical_state, merge
 from indexer.pending import Expired
 from indexer.store import Store, store_path
 from indexer.verify import verify
@@ -25,6 +25,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.replies import VerifyReply
 from schemas.store import StoreMeta
 from streamer.dead_letters import read_file
+from streamer.generations import current_generation, dead_letter_path, local_shards
 
 if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel  # loads torch, which most tests do without
@@ -83,12 +84,14 @@ class Record(NamedTuple):
     vector: tuple[float, ...] | None = None
     kind: str | None = None
     value: float | None = None
+    event_id: str | None = None
 
     @property
     def event(self) -> dict[str, Any]:
         common = {"schema_version": 1, "item_id": self.item_id, "occurred_at": self.at}
         if self.kind is not None:
-            return common | {"type": "engagement", "user_id": "u", "kind": self.kind, "value": self.value}
+            told = {} if self.event_id is None else {"event_id": self.event_id}
+            return common | {"type": "engagement", "user_id": "u", "kind": self.kind, "value": self.value} | told
         if self.vector is None:
             return common | {"type": "item.deleted"}
         return common | {"type": "item.created", "embedding": list(self.vector)}
@@ -128,7 +131,7 @@ def reencode(content: list[bytes]) -> npt.NDArray[np.uint32]:
 
 
 def batch_of(records: Sequence[Record], dead_letters: int = 0) -> EventBatch:
-    """Records in reading order as one batch."""
+    """Records in reading order as one batch; dead letters are of a partition of their own."""
     items = [(at, record) for at, record in enumerate(records) if record.kind is None]
     engagements = [(at, record) for at, record in enumerate(records) if record.kind is not None]
     upserts = [record for _, record in items if record.vector is not None]
@@ -158,9 +161,10 @@ def batch_of(records: Sequence[Record], dead_letters: int = 0) -> EventBatch:
             np.array([record.offset for _, record in engagements], np.int64),
             [record.encoded for _, record in engagements],
             np.array([at for at, _ in engagements], np.int64),
+            [record.event_id for _, record in engagements],
         ),
         positions,
-        dead_letters=dead_letters,
+        letters={"items-9": range(dead_letters)},
     )
 
 
@@ -315,7 +319,11 @@ def random_log(seed: int, events: int, partitions: int = 2, span_ms: int = 10_00
     return lines
 
 
-def state_of(data_dir: Path) -> LogicalState:
-    """The logical state a daemon left behind, dead letters included."""
-    with Store.open(store_path(data_dir, "g000001")) as store:
-        return logical_state(store, read_file(data_dir / "deadletters.jsonl"))
+def state_of(data_dir: Path, generation: str | None = None) -> LogicalState:
+    """The logical state a daemon left behind, over all its shards, dead letters included."""
+    name = current_generation(data_dir) if generation is None else generation
+    states = []
+    for shard in local_shards(data_dir, name):
+        with Store.open(store_path(data_dir, name, shard)) as store:
+            states.append(logical_state(store, read_file(dead_letter_path(data_dir, name, shard))))
+    return merge(states)

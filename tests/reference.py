@@ -13,7 +13,7 @@ import numpy as np
 
 from indexer.counters import EPOCH_HALF_LIVES, STEPS
 from indexer.logical_state import ItemFacts, LetterFacts, LogicalState
-from schemas.config import PendingConfig
+from schemas.config import DedupeConfig, PendingConfig
 from schemas.dead_letters import Reason
 from tests.builders import HALF_LIVES_S, Record, assign, vectors_of
 
@@ -48,13 +48,15 @@ def decay(epoch: int, total: float, at: int, half_life_s: int) -> tuple[int, flo
 class ReferenceIndex:
     """Applies records one by one."""
 
-    def __init__(self, bounds: PendingConfig, max_kinds: int = 32) -> None:
+    def __init__(self, bounds: PendingConfig, max_kinds: int = 32, dedupe: DedupeConfig | None = None) -> None:
         self.items: dict[str, Item] = {}
         self.waiting: list[Record] = []
         self.letters: list[LetterFacts] = []
         self.offsets: dict[str, int] = {}
         self.kinds: list[str] = []
-        self.stale = self.applied = self.stream_time = 0
+        self.stale = self.applied = self.duplicate = self.stream_time = 0
+        self.seen: list[tuple[str, int]] = []
+        self._dedupe = DedupeConfig() if dedupe is None else dedupe
         self._bounds = bounds
         self._max_kinds = max_kinds
 
@@ -64,6 +66,8 @@ class ReferenceIndex:
         self._expire()
         if record.kind is None:
             self._item(record)
+        elif self._is_duplicate(record):
+            self.duplicate += 1
         elif record.item_id in self.items:
             self._count(record)
         else:
@@ -84,6 +88,16 @@ class ReferenceIndex:
             lives_on = known.last.vector is not None and record.vector is not None
             known.created_at = known.created_at if lives_on else record.at
             known.last = record
+
+    def _is_duplicate(self, record: Record) -> bool:
+        if not self._dedupe.enabled or record.event_id is None:
+            return False
+        limit = self.stream_time - self._dedupe.window_s * 1_000
+        self.seen = [(event_id, came) for event_id, came in self.seen if came >= limit]
+        if any(event_id == record.event_id for event_id, _ in self.seen):
+            return True
+        self.seen = [*self.seen, (record.event_id, self.stream_time)][-self._dedupe.max_count :]
+        return False
 
     def _count(self, engagement: Record) -> None:
         kind = engagement.kind or ""
@@ -118,11 +132,17 @@ class ReferenceIndex:
                 "items_deleted": len(self.items) - live,
                 "items_stale": self.stale,
                 "engagements_applied": self.applied,
+                "engagements_duplicate": self.duplicate,
+                "records_lost": 0,
                 "dead_letters": len(self.letters),
                 "stream_time_ms": self.stream_time,
             },
             offsets=self.offsets,
             letters=dict.fromkeys(self.letters, 1),
+            seen={
+                (0, at): (hashlib.blake2b(event_id.encode(), digest_size=16).hexdigest(), came)
+                for at, (event_id, came) in enumerate(self.seen)
+            },
         )
 
 

@@ -30,16 +30,14 @@ class ScriptedSource:
         records: by partition, offsets ascending, gaps allowed.
         ends: where a partition ends when that is not after its last record: behind lie markers of transactions.
         silent: partitions that are behind and give nothing.
-        commits: what was told to :meth:`commit`.
-        most_held: the most records given and not yet committed, over time.
     """
 
     records: dict[Partition, list[Scripted]]
     ends: dict[Partition, int] = field(default_factory=dict)
     silent: set[Partition] = field(default_factory=set)
-    commits: list[dict[Partition, int]] = field(default_factory=list)
     paused: set[Partition] = field(default_factory=set)
     pauses: list[list[Partition]] = field(default_factory=list)
+    resumes: list[list[Partition]] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -86,10 +84,11 @@ class ScriptedSource:
         self.paused |= set(partitions)
 
     def resume(self, partitions: Sequence[Partition]) -> None:
+        self.resumes.append(list(partitions))
         self.paused -= set(partitions)
 
-    def commit(self, positions: Mapping[Partition, int]) -> None:
-        self.commits.append(dict(positions))
+    def identity(self) -> dict[str, str]:
+        return {"kind": "scripted"}
 
     def close(self) -> None:
         self.closed.set()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import orjson
 
 from indexer import keys
+from indexer.failpoints import failpoint
 from indexer.keys import LeafRecord, LeafState
 from indexer.postings import put_sizes
 from indexer.rebalance.plan import MarkPlan, MergePlan, Plan, SplitPlan
@@ -99,7 +100,9 @@ def _apply_split(writer: IndexWriter, plan: SplitPlan, bounds: tuple[int, int]) 
         began=began,
     )
     write.totals(totals)
+    failpoint("split.before")
     writer.store.write(write)
+    failpoint("split.after")
 
     with view.lock:
         for leaf, centroid in zip(new.tolist(), plan.centroids, strict=True):
@@ -197,7 +200,9 @@ def _apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
         began=began,
     )
     write.totals(totals)
+    failpoint("merge.before")
     writer.store.write(write)
+    failpoint("merge.after")
 
     with view.lock:
         for leaf in plan.leaves:
@@ -233,7 +238,9 @@ def _apply_mark(writer: IndexWriter, plan: MarkPlan) -> Outcome:
     totals = view.totals.model_copy(deep=True)
     _journal(write, totals, op="mark", facet=plan.facet, leaf=plan.leaf, state=plan.state.name.lower(), size=size)
     write.totals(totals)
+    failpoint("mark.before")
     writer.store.write(write)
+    failpoint("mark.after")
     with view.lock:
         facet.leaves["state"][plan.leaf] = plan.state
         facet.leaves["version"][plan.leaf] = version
@@ -250,7 +257,9 @@ def apply_bounds(writer: IndexWriter, bounds: tuple[int, int]) -> None:
     _journal(write, totals, op="bounds", before=list(totals.bounds), after=list(bounds), live=totals.items_live)
     totals.bounds = bounds
     write.totals(totals)
+    failpoint("bounds.before")
     writer.store.write(write)
+    failpoint("bounds.after")
     with view.lock:
         view.totals = totals
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
 
+from indexer.failpoints import failpoint
 from indexer.rebalance.apply import Outcome, apply_bounds, apply_plan
 from indexer.rebalance.bounds import bounds_for
-from indexer.rebalance.plan import plan_round, splittable
+from indexer.rebalance.plan import MarkPlan, SplitPlan, plan_round, splittable
 from indexer.view import LiveView
 from indexer.writer import IndexWriter
 from schemas.config import RebalanceConfig
@@ -31,6 +32,9 @@ class Round:
     marks: int = 0
     dropped: int = 0
     moved: int = 0
+
+    def __add__(self, other: Round) -> Round:
+        return Round(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Round)))
 
     @property
     def idle(self) -> bool:
@@ -73,6 +77,8 @@ class Compactor:
         plans = plan_round(self._view, bounds, self._config, merges=merges)
         outcomes = []
         for plan in plans:
+            if not isinstance(plan, MarkPlan):
+                failpoint("split.planned" if isinstance(plan, SplitPlan) else "merge.planned")
             outcome = self._run(partial(apply_plan, plan=plan, bounds=bounds))
             if outcome is not None:
                 outcomes.append(outcome)
@@ -101,13 +107,7 @@ class Compactor:
             done = self.round()
             if done.idle:
                 return total
-            total = Round(
-                total.splits + done.splits,
-                total.merges + done.merges,
-                total.marks + done.marks,
-                total.dropped + done.dropped,
-                total.moved + done.moved,
-            )
+            total += done
             progress(total)
         raise FacetstreamError("rebalancing did not come to rest; please report this with the journal's last entries")
 

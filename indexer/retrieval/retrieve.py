@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,31 @@ class Candidates:
     elapsed_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """n distinct items of several shards, best first.
+
+    Attributes:
+        item_ids: (n,).
+        scores: (n,) float64.
+        shards, facets, leaves: (n,) where each was found.
+        selected: shard -> the leaves that were read there.
+        scored: members scored on the way.
+        missing: triggers that are live in none of the shards.
+        elapsed_ms: wall time.
+    """
+
+    item_ids: list[str]
+    scores: npt.NDArray[np.float64]
+    shards: I64
+    facets: I64
+    leaves: I64
+    selected: dict[int, Selected]
+    scored: int
+    missing: list[str]
+    elapsed_ms: float
+
+
 def retrieve(
     reader: IndexReader,
     item_ids: Sequence[str],
@@ -65,18 +90,117 @@ def retrieve(
         UsageError: if ``config.decay`` names a half-life that this index does not count.
     """
     began = time.perf_counter()
+    _check_decay(reader, config)
+    with reader.frozen():  # else a split in between would empty a leaf after it was chosen
+        triggers = reader.locate(item_ids)
+        selected, members = _choose(reader, triggers, config, seed)
+    return _score(reader, triggers, selected, members, config, now_ms, began)
+
+
+def fan_out(
+    readers: Mapping[int, IndexReader],
+    item_ids: Sequence[str],
+    config: RetrievalConfig,
+    now_ms: int,
+    seed: int | None = None,
+) -> Answer:
+    """Candidates for one request from several shards, best first over all of them.
+
+    A trigger is indexed in one shard; in the others it votes for the leaf whose centroid is nearest.
+
+    Args:
+        readers: shard number -> index; at least one.
+        item_ids: triggers; those live nowhere are reported in ``missing``.
+        config: k over all shards; K, weights in each.
+        now_ms: as :func:`retrieve`.
+        seed: as :func:`retrieve`.
+
+    Raises:
+        UsageError: as :func:`retrieve`.
+    """
+    began = time.perf_counter()
+    at = {shard: reader.locate(item_ids) for shard, reader in readers.items()} if len(readers) > 1 else {}
+    found: dict[int, Candidates] = {}
+    for shard, reader in readers.items():
+        _check_decay(reader, config)
+        others = [each.vectors for other, each in at.items() if other != shard and len(each.vectors)]
+        with reader.frozen():
+            triggers = reader.locate(item_ids)
+            if others:
+                triggers = _join(reader, triggers, np.concatenate(others))
+            selected, members = _choose(reader, triggers, config, seed)
+        found[shard] = _score(reader, triggers, selected, members, config, now_ms, began)
+    return _merge(readers, found, item_ids, config.k, began)
+
+
+def _check_decay(reader: IndexReader, config: RetrievalConfig) -> None:
     if config.decay >= len(reader.meta.half_lives_s):
         raise UsageError(
             f"retrieval.decay is {config.decay}, but this index counts {len(reader.meta.half_lives_s)} half-lives, "
             "numbered from 0"
         )
-    with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers = reader.locate(item_ids)
-        selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
-        members = [
-            reader.members(facet, leaf, config.scan)
-            for facet, leaf in zip(selected.facet.tolist(), selected.leaf.tolist(), strict=True)
-        ]
+
+
+def _join(reader: IndexReader, own: Located, vectors: F32) -> Located:
+    """Triggers of this shard and, (n, F, d), of others, with the leaves where those would lie here."""
+    columns = []
+    for number in range(vectors.shape[1]):
+        leaves, centroids = reader.centroids(number)
+        if not len(leaves):
+            return own  # nothing is indexed here
+        columns.append(leaves[_nearest_leaves(vectors[:, number], centroids, 1)[:, 0]])
+    return Located(
+        np.concatenate([own.ordinals, np.full(len(vectors), -1)]),
+        np.concatenate([own.leaves, np.stack(columns, 1)]),
+        np.concatenate([own.vectors, vectors]),
+        own.missing,
+    )
+
+
+def _choose(
+    reader: IndexReader, triggers: Located, config: RetrievalConfig, seed: int | None
+) -> tuple[Selected, list[I64]]:
+    """The leaves that answer, and the members of each that are scored."""
+    selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
+    members = [
+        reader.members(facet, leaf, config.scan)
+        for facet, leaf in zip(selected.facet.tolist(), selected.leaf.tolist(), strict=True)
+    ]
+    return selected, members
+
+
+def _merge(
+    readers: Mapping[int, IndexReader], found: Mapping[int, Candidates], item_ids: Sequence[str], k: int, began: float
+) -> Answer:
+    shards = np.concatenate([np.full(len(each.scores), shard) for shard, each in found.items()])
+    ordinals = np.concatenate([each.ordinals for each in found.values()])
+    scores = np.concatenate([each.scores for each in found.values()])
+    best = np.lexsort((ordinals, shards, -scores))[:k]
+    ids = [name for shard, each in found.items() for name in readers[shard].item_ids(each.ordinals)]
+    missing = set.intersection(*(set(each.missing) for each in found.values()))
+    return Answer(
+        [ids[row] for row in best.tolist()],
+        scores[best],
+        shards[best],
+        np.concatenate([each.facets for each in found.values()])[best],
+        np.concatenate([each.leaves for each in found.values()])[best],
+        {shard: each.selected for shard, each in found.items()},
+        sum(each.scored for each in found.values()),
+        [item_id for item_id in item_ids if item_id in missing],
+        (time.perf_counter() - began) * 1_000,
+    )
+
+
+def _score(
+    reader: IndexReader,
+    triggers: Located,
+    selected: Selected,
+    members: list[I64],
+    config: RetrievalConfig,
+    now_ms: int,
+    began: float,
+) -> Candidates:
+    """The best of the members, each leaf with its share of the results."""
     parts = [_score_leaf(reader, triggers, selected, at, found, config, now_ms) for at, found in enumerate(members)]
     lengths = np.array([len(part[0]) for part in parts], np.int64)
     ordinals = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)

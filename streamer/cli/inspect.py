@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from indexer import report
-from indexer.verify import verify as verify_store
+from indexer.store import Store
 from schemas.config import Config
-from schemas.errors import DependencyError
+from schemas.errors import DependencyError, UsageError
 from schemas.replies import LagReply, LeavesReply, PartitionLag
+from streamer.asking import ask_daemon, running_daemon
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
-from streamer.daemon import open_source, running_daemon
-from streamer.generations import current_generation, model_path, open_for_reading, reencoder, store_meta
-from streamer.sources.kafka import read_lag
+from streamer.generations import current_generation, model_path, open_for_reading
+from streamer.shards import open_source
+from streamer.sources.kafka_partitions import read_lag
+from streamer.verification import verify_shards
 
 
 def register(app: typer.Typer) -> None:
@@ -33,15 +36,15 @@ def item(
     verbose: Verbose = False,
 ) -> None:
     """Where an item is: code and leaf in each facet, counters, source."""
-    with open_for_reading(config(config_file, data_dir, verbose)) as store:
-        reply = report.item(store, item_id)
+    with open_for_reading(config(config_file, data_dir, verbose)) as stores:
+        reply = report.item(stores, item_id)
 
     def table() -> Table:
         source = reply.source
         title = (
             f"{reply.item_id}: {reply.state}, ordinal {reply.ordinal}, "
             f"from {source.topic}-{source.partition}@{source.offset}, "
-            f"engagements {reply.counters or 'none'}"
+            f"shard {reply.shard}, engagements {reply.counters or 'none'}"
         )
         out = grid(title, "facet", "code", "raw", "leaf", right=("facet", "raw", "leaf"))
         for row in reply.facets:
@@ -54,14 +57,16 @@ def item(
 def leaf(
     facet: Annotated[int, typer.Argument(help="Facet number.")],
     leaf_id: Annotated[int, typer.Argument(metavar="LEAF", help="Leaf id.")],
+    shard: Annotated[int | None, typer.Option(help="Shard; needed where there are several.")] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """What a posting list holds."""
-    with open_for_reading(config(config_file, data_dir, verbose)) as store:
-        reply = report.leaf(store, facet, leaf_id)
+    with open_for_reading(config(config_file, data_dir, verbose)) as stores:
+        number = _one_shard(stores, shard)
+        reply = report.leaf(stores[number], facet, leaf_id, number)
 
     def table() -> Table:
         title = f"facet {facet} leaf {leaf_id}: {reply.size} items, {reply.state}, {reply.raw_indices} raw indices"
@@ -82,13 +87,15 @@ def leaves(
     verbose: Verbose = False,
 ) -> None:
     """The largest posting lists."""
-    with open_for_reading(config(config_file, data_dir, verbose)) as store:
-        rows = report.leaves(store, facet, top)
+    with open_for_reading(config(config_file, data_dir, verbose)) as stores:
+        rows = report.leaves(stores, facet, top)
 
     def table() -> Table:
-        out = grid("Largest leaves", "facet", "leaf", "size", "state", right=("facet", "leaf", "size"))
+        out = grid(
+            "Largest leaves", "shard", "facet", "leaf", "size", "state", right=("shard", "facet", "leaf", "size")
+        )
         for row in rows:
-            out.add_row(str(row.facet), str(row.leaf), str(row.size), row.state)
+            out.add_row(str(row.shard), str(row.facet), str(row.leaf), str(row.size), row.state)
         return out
 
     show(LeavesReply(leaves=rows), as_json, table)
@@ -98,8 +105,9 @@ def stats(
     config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
 ) -> None:
     """Counts and health of the index."""
-    with open_for_reading(config(config_file, data_dir, verbose)) as store:
-        reply = report.stats(store)
+    found = config(config_file, data_dir, verbose)
+    with open_for_reading(found) as stores:
+        reply = report.stats(stores).model_copy(update={"daemon": _daemon_rows(found)})
 
     def table() -> Table:
         items, engagements = reply.items, reply.engagements
@@ -107,6 +115,7 @@ def stats(
             f"generation {reply.generation}, model {reply.model_hash}\n"
             f"items {items.live} live, {items.deleted} deleted, {items.stale} stale events\n"
             f"engagements {engagements.applied} applied, {engagements.pending} pending\n"
+            f"shards here {', '.join(map(str, reply.shards))}{_progress(reply.daemon)}\n"
             f"dead letters {reply.dead_letters}; splits {reply.splits}, merges {reply.merges}; "
             f"disk {reply.disk_bytes / 1e6:.1f} MB\n"
             f"offsets {reply.offsets}"
@@ -155,14 +164,14 @@ def lag(
     found = config(
         config_file, data_dir, verbose, source__path=events, source__kind="eventlog" if events is not None else None
     )
-    with open_for_reading(found) as store:
-        stored = store.offsets()
+    with open_for_reading(found) as stores:
+        stored = {name: at for store in stores.values() for name, at in store.offsets().items()}
     rows = _lag_rows(found, stored)
-    reply = LagReply(lag=sum(row.lag for row in rows), partitions=rows)
+    reply = LagReply(lag=sum(row.lag for row in rows), partitions=rows, daemon=_daemon_rows(found))
 
     def table() -> Table:
         columns = ("partition", "stored", "end", "lag", "committed")
-        out = grid(f"{reply.lag} records behind", *columns, right=columns[1:])
+        out = grid(f"{reply.lag} records behind{_progress(reply.daemon)}", *columns, right=columns[1:])
         for row in rows:
             committed = "-" if row.committed is None else str(row.committed)
             out.add_row(row.partition, str(row.stored), str(row.end), str(row.lag), committed)
@@ -187,16 +196,36 @@ def _lag_rows(found: Config, stored: dict[str, int]) -> list[PartitionLag]:
                 f"the store has applied {name} up to offset {offset}, but at the source that partition {there}: "
                 "is this the source the store was built from, and was it cut or replaced?"
             )
-    return [
-        PartitionLag(
-            partition=name,
-            stored=stored.get(name, 0),
-            end=end,
-            lag=max(0, end - stored.get(name, 0)),
-            committed=committed,
-        )
-        for name, (end, committed) in sorted(ends.items())
-    ]
+    rows = []
+    for name, (end, committed) in sorted(ends.items()):
+        at = stored.get(name, committed or 0)  # a shard that another process owns shows what it committed
+        rows.append(PartitionLag(partition=name, stored=at, end=end, lag=max(0, end - at), committed=committed))
+    return rows
+
+
+def _daemon_rows(found: Config) -> list[dict[str, Any]] | None:
+    """What a daemon here says of its shards; None where none runs."""
+    url = running_daemon(found.data_dir)
+    if url is None:
+        return None
+    names = ("shard", "state", "alive", "progressing", "stuck", "seconds_since_batch")
+    return [{name: row.get(name) for name in names} for row in ask_daemon(url, "/status")["shards"]]
+
+
+def _progress(rows: list[dict[str, Any]] | None) -> str:
+    if rows is None:
+        return "; no daemon runs here"
+    troubles = [f"shard {row['shard']} is stuck: {row['stuck']}" for row in rows if row["stuck"]]
+    troubles += [f"shard {row['shard']} does not turn" for row in rows if row["alive"] is False]
+    return "; ".join(["", *troubles]) if troubles else "; the daemon makes progress"
+
+
+def _one_shard(stores: Mapping[int, Store], shard: int | None) -> int:
+    if shard is None and len(stores) == 1:
+        return next(iter(stores))
+    if shard is None or shard not in stores:
+        raise UsageError(f"leaf ids are a shard's own: give --shard with one of {', '.join(map(str, sorted(stores)))}")
+    return shard
 
 
 def verify(
@@ -210,6 +239,7 @@ def verify(
             show_default="while a daemon runs",
         ),
     ] = None,
+    generation: Annotated[str | None, typer.Option(help="Generation.", show_default="the one in use")] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
     as_json: AsJson = False,
@@ -217,20 +247,13 @@ def verify(
 ) -> None:
     """Check invariants I1 to I7; exits 1 if one is violated."""
     found = config(config_file, data_dir, verbose)
-    own = model_path(found.data_dir, current_generation(found.data_dir))
+    own = model_path(found.data_dir, generation or current_generation(found.data_dir))
     from model_runtime.runtime import FrozenModel  # noqa: PLC0415  # loads torch, which the other commands do without
 
     artifact = FrozenModel.load(model if model is not None else own) if model is not None or own.exists() else None
     lenient = running_daemon(found.data_dir) is not None if allow_unbalanced is None else allow_unbalanced
-    with open_for_reading(found) as store:
-        meta = store.meta()
-        reply = verify_store(
-            store,
-            expected=None if artifact is None else store_meta(artifact.manifest, meta.generation, meta.half_lives_s),
-            reencode=None if artifact is None else reencoder(artifact),
-            sample=sample,
-            allow_unbalanced=lenient,
-        )
+    with open_for_reading(found, generation) as stores:
+        reply = verify_shards(stores, artifact, sample=sample, allow_unbalanced=lenient)
 
     def table() -> Table:
         checked = reply.checked

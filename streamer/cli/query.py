@@ -10,7 +10,7 @@ from rich.table import Table
 
 from indexer import report
 from indexer.retrieval.readers import StoreReader
-from indexer.retrieval.retrieve import retrieve
+from indexer.retrieval.retrieve import fan_out
 from indexer.store import now_ms
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError, UsageError
@@ -50,10 +50,9 @@ def query(
         raise UsageError(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
         ) from None
-    with open_for_reading(found) as store:
-        reader = StoreReader(store)
-        candidates = retrieve(reader, item, wanted, when, seed)
-        reply = report.query_reply(item, candidates, reader.item_ids(candidates.ordinals))
+    with open_for_reading(found) as stores:
+        readers = {shard: StoreReader(store) for shard, store in stores.items()}
+        reply = report.query_reply(item, fan_out(readers, item, wanted, when, seed))
     if len(reply.missing) == len(item):
         raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")
 

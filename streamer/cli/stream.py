@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import urllib.request
 from pathlib import Path
 from typing import Annotated, Literal
 
-import orjson
 import typer
 
-from schemas.errors import StoreError
+from indexer.rebalance.compactor import Round
+from schemas.config import Config
+from streamer.asking import ask_daemon, running_daemon
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, progress_bar, show
-from streamer.daemon import run_daemon, running_daemon
+from streamer.daemon import run_daemon
 from streamer.eventlog_format import discover
-from streamer.generations import load_model, open_index
-from streamer.pipeline import Progress
+from streamer.generations import current_generation, load_model, local_shards, open_index
+from streamer.positions import parse_resets
 from streamer.produce import produce_event_log
 from streamer.sources.eventlog import EventLogSource
 
@@ -34,6 +34,13 @@ def run(
     bootstrap: Bootstrap = None,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at the source's present end.")] = False,
     port: Annotated[int | None, typer.Option(help="HTTP port; 0 picks a free one.")] = None,
+    reset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PARTITION=WHERE",
+            help="Go on there whatever the store says: earliest, latest or an offset. What is indexed stays.",
+        ),
+    ] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
     verbose: Verbose = False,
@@ -49,13 +56,10 @@ def run(
         kafka__bootstrap_servers=bootstrap,
         http__port=port,
     )
+    resets = parse_resets(reset or [])
     with progress_bar() as bar:
         task = bar.add_task("records", total=None, visible=until_end)
-
-        def advance(progress: Progress) -> None:
-            bar.update(task, completed=progress.records)
-
-        run_daemon(found, to_end=until_end, on_progress=advance)
+        run_daemon(found, to_end=until_end, resets=resets, on_progress=lambda step: bar.advance(task, step.records))
 
 
 def produce(
@@ -101,17 +105,7 @@ def compact(
     """Rebalance until every leaf is within bounds or marked; through the daemon when one runs."""
     found = config(config_file, data_dir, verbose, model__path=model)
     url = running_daemon(found.data_dir)
-    if url is not None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/compact", b"{}"), timeout=600) as answer:  # noqa: S310  # our own daemon's loopback address
-                document = orjson.loads(answer.read())
-        except OSError as error:
-            raise StoreError(f"the daemon at {url} did not rebalance: {error}") from error
-    else:
-        with open_index(found, load_model(found)) as index, progress_bar() as bar:
-            task = bar.add_task("members moved", total=None)
-            done = index.compactor(found).run_until_idle(lambda r: bar.update(task, completed=r.moved))
-        document = {"splits": done.splits, "merges": done.merges, "marks": done.marks, "moved": done.moved}
+    document = ask_daemon(url, "/compact", {}) if url is not None else _compact_here(found)
     show(
         document,
         as_json,
@@ -120,3 +114,17 @@ def compact(
             f"{document['moved']} members moved"
         ),
     )
+
+
+def _compact_here(found: Config) -> dict[str, int]:
+    artifact, done = load_model(found), Round()
+    shards = local_shards(found.data_dir, current_generation(found.data_dir)) or [0]
+    with progress_bar() as bar:
+        task = bar.add_task("members moved", total=None)
+        for shard in shards:
+            with open_index(found, artifact, shard) as index:
+                before = done
+                done = before + index.compactor(found).run_until_idle(
+                    lambda r, before=before: bar.update(task, completed=before.moved + r.moved)  # type: ignore[misc]  # a default binds it
+                )
+    return {"splits": done.splits, "merges": done.merges, "marks": done.marks, "moved": done.moved}

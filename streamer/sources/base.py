@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,6 +39,7 @@ class Records:
         values: (n,) record values; None is a tombstone.
         next_offset: where reading goes on after these.
         timestamps: (n,) record times, epoch milliseconds; None where the source has none. Gives tombstones a time.
+        lost: records removed at the source before they were read, between the last of the partition and these.
     """
 
     partition: Partition
@@ -46,6 +48,7 @@ class Records:
     values: Sequence[bytes | None]
     next_offset: int
     timestamps: Sequence[int] | None = None
+    lost: int = 0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -82,10 +85,30 @@ class Source(Protocol):
         """Undo :meth:`pause`."""
         ...
 
-    def commit(self, positions: Mapping[Partition, int]) -> None:
-        """Tell lag tools how far the store is; never read back. May be lost, may be a no-op."""
+    def identity(self) -> dict[str, str]:
+        """What tells this source from another with the same partition names; at least ``kind``."""
         ...
 
     def close(self) -> None:
         """Release everything; idempotent."""
         ...
+
+
+def clip(records: Records, low: int, high: int | None = None) -> tuple[Records, int]:
+    """The records with ``low <= offset < high``, and how many lie below ``low``."""
+    offsets = records.offsets
+    first = bisect_left(offsets, low)
+    last = len(offsets) if high is None else bisect_left(offsets, high)
+    if first == 0 and last == len(offsets) and (high is None or records.next_offset <= high):
+        return records, 0
+    after = max(low, records.next_offset if high is None else min(high, records.next_offset))
+    times = None if records.timestamps is None else records.timestamps[first:last]
+    kept = replace(
+        records,
+        offsets=offsets[first:last],
+        keys=records.keys[first:last],
+        values=records.values[first:last],
+        next_offset=after,
+        timestamps=times,
+    )
+    return kept, first

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Final
 from schemas.errors import FacetstreamError, UsageError
 from streamer.eventlog_format import discover
 from streamer.eventlog_writer import EventLogWriter
-from streamer.sources.base import Partition, Records
+from streamer.sources.base import Partition, Records, Stream
 from streamer.sources.eventlog_lines import LineReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from streamer.eventlog_format import LogFile
 
 __all__ = ["EventLogSource", "EventLogWriter"]
 
@@ -36,6 +38,7 @@ class EventLogSource:
     Args:
         path: the log's directory.
         follow: wait for the files to grow. Otherwise each is read to its end once.
+        shard: read only the files of this number; a missing engagements file holds nothing.
         max_line_bytes: a longer line is returned cut to ``max_line_bytes + 1`` bytes and its rest is skipped,
             so that no line can exhaust memory and a size check downstream still sees that it is too long.
 
@@ -44,10 +47,18 @@ class EventLogSource:
             followed.
     """
 
-    def __init__(self, path: Path, *, follow: bool = False, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        follow: bool = False,
+        max_line_bytes: int = MAX_LINE_BYTES,
+        shard: int | None = None,
+    ) -> None:
         self.path = path
         self.follow = follow
-        files = discover(path)
+        self._shard = shard
+        files = self._files()
         for file in files:
             if follow and file.compression is not None:
                 raise UsageError(f"{file.path} is compressed and cannot be followed; decompress it first")
@@ -72,6 +83,10 @@ class EventLogSource:
     def partitions(self) -> list[Partition]:
         """One for each file, sorted."""
         return sorted(self._readers)
+
+    def identity(self) -> dict[str, str]:
+        """What kind of source this is; a log has no identity beyond its content."""
+        return {"kind": "eventlog"}
 
     def seek(self, positions: Mapping[Partition, int]) -> None:
         """Go on reading each partition at the given line; those not named start at the beginning.
@@ -120,14 +135,20 @@ class EventLogSource:
         """Undo :meth:`pause`."""
         self._paused.difference_update(partitions)
 
-    def commit(self, positions: Mapping[Partition, int]) -> None:
-        """Nothing to tell anyone: the store holds the offsets."""
-
     def close(self) -> None:
         """Close the files; idempotent."""
         self._closed.set()
         for reader in self._readers.values():
             reader.close()
+
+    def _files(self) -> list[LogFile]:
+        files = discover(self.path)
+        if self._shard is None:
+            return files
+        mine = [file for file in files if file.partition.number == self._shard]
+        if not any(file.partition.stream is Stream.ITEMS for file in mine):
+            raise UsageError(f"event log {self.path} has no items file of shard {self._shard}")
+        return mine
 
     def _take(self, max_records: int) -> list[Records]:
         active = [reader for key, reader in sorted(self._readers.items()) if key not in self._paused]
@@ -167,7 +188,7 @@ class EventLogSource:
         if not self.follow or now < self._next_check:
             return
         self._next_check = now + _CHANGE_CHECK_S
-        there = {file.path for file in discover(self.path)}
+        there = {file.path for file in self._files()}
         followed = {reader.file.path for reader in self._readers.values()}
         if new := there - followed:
             raise UsageError(f"{min(new)} appeared in the event log while it is followed; start again to read it")

@@ -8,13 +8,13 @@ that one busy partition read in small steps would wait out ``fetch_max_wait_ms``
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
 from kafka import TopicPartition
 from kafka.errors import KafkaError, LeaderNotAvailableError, LogTruncationError, OffsetOutOfRangeError
-from kafka.structs import OffsetAndMetadata
 
 from schemas.errors import BrokerError
 from streamer.kafka_clients import (
@@ -22,13 +22,13 @@ from streamer.kafka_clients import (
     is_connected,
     open_consumer,
     topic_id,
+    with_leader,
 )
 from streamer.sources.base import Partition, Records
-from streamer.sources.kafka_partitions import PartitionLag, find_partitions, read_lag
+from streamer.sources.kafka_partitions import PartitionLag, find_topics, read_lag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Collection, Mapping, Sequence
 
     from kafka.consumer.fetcher import ConsumerRecord
 
@@ -38,8 +38,8 @@ __all__ = ["KafkaSource", "PartitionLag", "read_lag"]
 
 log = structlog.get_logger(__name__)
 
-_ASK_MS: Final = 2_000  # while reading, which the answer must not hold up
-_CLOSE_MS: Final = 2_000  # for the last commit, and for each client
+_ASK_S: Final = 2.0  # while reading, which the answer must not hold up
+_CLOSE_MS: Final = 2_000
 
 
 @dataclass(slots=True)
@@ -48,11 +48,13 @@ class _Held:
 
     Attributes:
         after: the offset after the last; further than one more than it where offsets have a gap.
+        lost: how many offsets before ``after`` were removed before they were read.
     """
 
     records: list[ConsumerRecord]
     after: int
     taken: int = 0
+    lost: int = 0
 
     @property
     def left(self) -> int:
@@ -64,26 +66,27 @@ class _Held:
 
 
 class KafkaSource:
-    """A :class:`~streamer.sources.base.Source` over the two topics, all their partitions.
+    """A :class:`~streamer.sources.base.Source` over the two topics: all their partitions, or those of one shard.
 
     Holds at most about three fetches (``kafka.fetch_max_bytes`` each, before decompression) in memory. Loss of the
     broker while reading is waited out: polls return nothing until it is back.
 
+    Args:
+        config: names broker and topics; ``kafka.on_gap`` says what to do about records removed before they were read.
+        shard: read only the partition of this number of each topic.
+
     Raises:
-        BrokerError: if no broker answers within ``kafka.connect_timeout_s``, or a topic is missing.
+        BrokerError: if no broker answers within ``kafka.connect_timeout_s``, or a topic or a partition is missing.
         ConfigError: if both streams are given the same topic.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shard: int | None = None) -> None:
         self._config = config.kafka
-        self._partitions = sorted(find_partitions(config.kafka))
+        topics = find_topics(config.kafka)
+        self._topic_ids = {topic.name: topic.id for topic in topics if topic.id is not None}
+        self._identity = {"kind": "kafka"} | {topic.stream.value: f"{topic.name} {topic.id}" for topic in topics}
+        self._partitions = sorted(found for topic in topics for found in topic.partitions(shard))
         self._consumer = open_consumer(config.kafka)
-        try:
-            # Commits have a consumer of their own: one with a group can't read while the group's coordinator is away.
-            self._committer = open_consumer(config.kafka, group_id=config.kafka.group_id)
-        except BrokerError:
-            self._consumer.close(timeout_ms=_CLOSE_MS)
-            raise
         self._keys = {TopicPartition(p.topic, p.number): p for p in self._partitions}
         self._names = {partition: key for key, partition in self._keys.items()}
         self._consumer.assign(list(self._keys))
@@ -91,23 +94,25 @@ class KafkaSource:
         self._held: dict[Partition, _Held] = {}
         self._next: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
-        self._topic_ids: dict[str, UUID] = {}
         self._missing: set[str] = set()
         self._connected = True
-        self._commit_failed = False
-        self._uncommitted: dict[TopicPartition, OffsetAndMetadata] = {}
-        self._closed = False
+        self._ask_after = float("-inf")
 
     def partitions(self) -> list[Partition]:
-        """All partitions of both topics as they were when the source was made, sorted."""
+        """Those it reads, as they were when the source was made, sorted."""
         return list(self._partitions)
+
+    def identity(self) -> dict[str, str]:
+        """Which topics these are: name and id of each, so that one made anew is told from the old one."""
+        return dict(self._identity)
 
     def seek(self, positions: Mapping[Partition, int]) -> None:
         """Go on reading each partition at the given offset; those not named start at the oldest record kept.
 
         Raises:
             BrokerError: if a position lies outside what the broker holds, or its partition does not exist. It is never
-                reset to what happens to be there, since records would be lost or applied twice without a word.
+                reset to what happens to be there, since records would be lost or applied twice without a word; only
+                with ``kafka.on_gap = "skip"`` does one before the oldest record go on there, and is counted.
         """
         beginnings, ends = self._ask("beginning_offsets"), self._ask("end_offsets")
         self._ends = ends
@@ -117,21 +122,25 @@ class KafkaSource:
                     f"the stored offset {offset} is of {partition}, which Kafka at {self._config.bootstrap_servers} "
                     "does not have; was the topic created anew? Restore it, or start with an empty store"
                 )
-            if not beginnings[partition] <= offset <= ends[partition]:
+            if offset > ends[partition] or (offset < beginnings[partition] and not self._may_skip):
                 raise self._out_of_range(partition, offset, beginnings[partition], ends[partition])
         self._held.clear()
         for key, partition in self._keys.items():
             self._next[partition] = positions.get(partition, beginnings[partition])
             self._consumer.seek(key, self._next[partition])
+            if self._next[partition] < beginnings[partition]:
+                self._skip(partition, self._next[partition], beginnings[partition])
 
     def poll(self, max_records: int, timeout_s: float) -> list[Records]:
         """Up to ``max_records`` records in all, shared evenly among the partitions that have some at hand.
 
         ``Records`` may be empty: then the offset moved past markers of transactions, or records that compaction or an
-        aborted transaction removed, and ``next_offset`` says where to.
+        aborted transaction removed, and ``next_offset`` says where to. ``lost`` counts the offsets of a gap that
+        ``kafka.on_gap = "skip"`` passed over: as many records were removed before they were read, or fewer.
 
         Raises:
-            BrokerError: if records were removed before they were read, fail their checksum, or are refused to us.
+            BrokerError: if records were removed before they were read and that may not be passed over, fail their
+                checksum, or are refused to us.
         """
         if not self._next:
             self.seek({})
@@ -142,19 +151,22 @@ class KafkaSource:
     def end_offsets(self) -> dict[Partition, int]:
         """The offset after the last whole transaction of each partition, asked of the broker.
 
-        While the broker is away: what it said last, since an outage must not end the reading.
+        Of those whose leader is away: what it said last, since an outage must not end the reading, nor hold up that
+        of the others.
 
         Raises:
             BrokerError: if it does not answer and never did.
         """
-        away = not self._connected and not is_connected(self._consumer)
-        if not (away and self._ends):
+        if not self._ends:
+            self._ends = self._ask("end_offsets")
+            return dict(self._ends)
+        reachable = with_leader(self._consumer, self._keys)
+        if reachable and time.monotonic() >= self._ask_after:
             try:
-                self._ends = self._ask("end_offsets", _ASK_MS if self._ends else None)
+                self._ends |= self._ask("end_offsets", reachable, _ASK_S)
             except BrokerError as error:
-                if not self._ends:
-                    raise
                 log.warning("kafka_ends_not_known", error=str(error))
+                self._ask_after = time.monotonic() + _ASK_S  # a broker that hangs may take half our time, not all
         return dict(self._ends)
 
     def pause(self, partitions: Sequence[Partition]) -> None:
@@ -167,41 +179,13 @@ class KafkaSource:
         self._paused.difference_update(partitions)
         self._consumer.resume(*(self._names[partition] for partition in partitions))
 
-    def commit(self, positions: Mapping[Partition, int]) -> None:
-        """Tell lag tools how far the store is, without waiting for the broker; a failure is logged, never raised."""
-        if not positions:
-            return
-        offsets = {self._names[partition]: OffsetAndMetadata(offset, "", -1) for partition, offset in positions.items()}
-        self._uncommitted |= offsets
-        try:
-            self._committer.commit_async(offsets, callback=self._committed)
-        except KafkaError as error:
-            self._committed(offsets, error)
-
     def close(self) -> None:
-        """Commit what :meth:`commit` was told last, and disconnect; idempotent, takes a few seconds at most."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            if self._uncommitted:
-                self._committer.commit(self._uncommitted, timeout_ms=_CLOSE_MS)
-        except KafkaError as error:
-            log.warning("kafka_commit_failed", group=self._config.group_id, error=str(error))
-        finally:
-            self._committer.close(timeout_ms=_CLOSE_MS)
-            self._consumer.close(timeout_ms=_CLOSE_MS)
+        """Disconnect; idempotent, takes a few seconds at most."""
+        self._consumer.close(timeout_ms=_CLOSE_MS)
 
-    def _committed(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], answer: object) -> None:
-        if isinstance(answer, Exception):
-            if not self._commit_failed:  # once for a broker that is away, not five times a second
-                log.warning("kafka_commit_failed", group=self._config.group_id, error=str(answer))
-            self._commit_failed = True
-            return
-        self._commit_failed = False
-        for key, offset in offsets.items():
-            if self._uncommitted.get(key) == offset:
-                del self._uncommitted[key]
+    @property
+    def _may_skip(self) -> bool:
+        return self._config.on_gap == "skip"
 
     def _ready(self) -> list[Partition]:
         return [partition for partition in self._held if partition not in self._paused]
@@ -213,7 +197,8 @@ class KafkaSource:
             fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=sys.maxsize)
             ahead = {partition: self._consumer.position(key, timeout_ms=0) for key, partition in self._keys.items()}
         except OffsetOutOfRangeError as error:
-            raise self._lost(error) from error
+            self._skip_or_refuse(error)
+            return
         except LogTruncationError as error:
             raise BrokerError(
                 f"{error}: a broker lost records that were read already (an unclean leader election). "
@@ -229,6 +214,38 @@ class KafkaSource:
         for partition, after in ahead.items():
             if after is not None and partition not in self._held and after > self._next[partition]:
                 self._held[partition] = _Held(fetched.get(self._names[partition], []), after)
+
+    def _skip_or_refuse(self, error: OffsetOutOfRangeError) -> None:
+        """Go on at the oldest record of each partition whose next ones were removed.
+
+        Raises:
+            BrokerError: if that may not be, or the next offset is beyond the end.
+        """
+        asked_for: dict[TopicPartition, int] = error.args[0]
+        try:
+            beginnings = self._ask("beginning_offsets", asked_for, _ASK_S)
+            ends = self._ask("end_offsets", asked_for, _ASK_S)
+        except BrokerError as failure:  # the next fetch will find the same
+            log.warning("kafka_read_retried", error=str(failure))
+            return
+        for key, offset in asked_for.items():
+            partition = self._keys[key]
+            beginning, end = beginnings[partition], ends[partition]
+            if offset > end or not self._may_skip:
+                raise self._out_of_range(partition, offset, beginning, end) from error
+            if offset < beginning:
+                self._skip(partition, offset, beginning)
+            else:  # there again: a leader that was behind has caught up
+                self._consumer.seek(key, offset)
+
+    def _skip(self, partition: Partition, offset: int, beginning: int) -> None:
+        log.warning(
+            "kafka_gap_skipped", partition=str(partition), offset=offset, beginning=beginning, lost=beginning - offset
+        )
+        held = self._held.setdefault(partition, _Held([], beginning))
+        held.after = beginning
+        held.lost += beginning - offset
+        self._consumer.seek(self._names[partition], beginning)
 
     def _take(self, max_records: int) -> list[Records]:
         ready = self._ready()
@@ -248,10 +265,10 @@ class KafkaSource:
         held = self._held[partition]
         records = held.take(wanted)
         if held.left:
-            self._next[partition] = records[-1].offset + 1
+            lost, self._next[partition] = 0, records[-1].offset + 1
         else:
             del self._held[partition]
-            self._next[partition] = held.after
+            lost, self._next[partition] = held.lost, held.after
         return Records(
             partition,
             [record.offset for record in records],
@@ -259,6 +276,7 @@ class KafkaSource:
             [record.value for record in records],
             self._next[partition],
             [record.timestamp for record in records],
+            lost,
         )
 
     def _note_connection(self, has_records: bool) -> None:  # noqa: FBT001  # one caller
@@ -288,33 +306,38 @@ class KafkaSource:
                     "read; what the store holds is from the old one: start with an empty store"
                 )
 
-    def _ask(self, which: str, limit_ms: int | None = None) -> dict[Partition, int]:
-        timeout_s = self._config.request_timeout_s if limit_ms is None else limit_ms / 1000
+    def _ask(
+        self, which: str, keys: Collection[TopicPartition] | None = None, timeout_s: float | None = None
+    ) -> dict[Partition, int]:
+        limit_s = self._config.request_timeout_s if timeout_s is None else timeout_s
+        wanted = list(self._keys if keys is None else keys)
 
         def ask() -> dict[TopicPartition, int]:
             try:
-                keys, timeout_ms = list(self._keys), int(timeout_s * 1000)
-                found: dict[TopicPartition, int] = getattr(self._consumer, which)(keys, timeout_ms=timeout_ms)
+                found: dict[TopicPartition, int] = getattr(self._consumer, which)(
+                    wanted, timeout_ms=int(limit_s * 1000)
+                )
             except KeyError as error:  # kafka-python's way to say that a partition has no leader now
                 raise LeaderNotAvailableError(str(error)) from error
             return found
 
-        offsets = asked(self._config, f"asking for {which.replace('_', ' ')}", ask, timeout_s)
-        return {partition: offsets[key] for key, partition in self._keys.items()}
-
-    def _lost(self, error: OffsetOutOfRangeError) -> BrokerError:
-        asked: dict[TopicPartition, int] = error.args[0]
-        beginnings, ends = self._ask("beginning_offsets"), self._ask("end_offsets")
-        key, offset = next(iter(asked.items()))
-        partition = self._keys[key]
-        return self._out_of_range(partition, offset, beginnings[partition], ends[partition])
+        try:
+            offsets = asked(self._config, f"asking for {which.replace('_', ' ')}", ask, limit_s)
+        except BrokerError as error:
+            led = with_leader(self._consumer, wanted)
+            away = [str(self._keys[key]) for key in wanted if key not in led]
+            if away:
+                raise BrokerError(f"{error}; no leader can be reached of {', '.join(away)}") from error
+            raise
+        return {self._keys[key]: offsets[key] for key in wanted}
 
     def _out_of_range(self, partition: Partition, offset: int, beginning: int, end: int) -> BrokerError:
         why = (
-            "records not yet read were removed, by the topic's retention or by hand; raise retention.ms, and rebuild "
-            "from a complete topic"
+            "records not yet read were removed, by the topic's retention or by hand; start with --reset "
+            f'{partition}=earliest, or set kafka.on_gap = "skip" to count what is lost and go on'
             if offset < beginning
-            else "the topic was cut or created anew; restore it, or start with an empty store"
+            else "the topic was cut, or deleted and created anew; restore it, start with an empty store, or start with "
+            f"--reset {partition}=earliest to read what is there now"
         )
         return BrokerError(
             f"topic {partition.topic} partition {partition.number}: the next offset to read is {offset}, but Kafka at "

@@ -9,12 +9,13 @@ from kafka import TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.protocol.consumer import IsolationLevel
 
-from schemas.errors import ConfigError
-from streamer.kafka_clients import asked, open_admin, partition_counts
+from schemas.errors import BrokerError, ConfigError
+from streamer.kafka_clients import asked, open_admin, topic_facts
 from streamer.sources.base import Partition, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from uuid import UUID
 
     from kafka import KafkaAdminClient
 
@@ -73,8 +74,35 @@ def _offsets(admin: KafkaAdminClient, keys: Iterable[TopicPartition], spec: Offs
     return {key: answer.offset for key, answer in found.items()}
 
 
-def find_partitions(config: KafkaConfig) -> list[Partition]:
-    """All partitions of the two topics.
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One of the two topics.
+
+    Attributes:
+        count: its partitions.
+        id: tells it from an earlier one of the same name; None if the broker does not say.
+    """
+
+    stream: Stream
+    name: str
+    count: int
+    id: UUID | None
+
+    def partitions(self, shard: int | None = None) -> list[Partition]:
+        """All, or the one of a shard.
+
+        Raises:
+            BrokerError: if it has none of that number.
+        """
+        if shard is None:
+            return [Partition(self.stream, self.name, number) for number in range(self.count)]
+        if not 0 <= shard < self.count:
+            raise BrokerError(f"topic {self.name!r} has {self.count} partitions, none of shard {shard}")
+        return [Partition(self.stream, self.name, shard)]
+
+
+def find_topics(config: KafkaConfig) -> list[Topic]:
+    """The two topics.
 
     Raises:
         BrokerError: if the broker does not answer, or a topic is missing.
@@ -82,17 +110,41 @@ def find_partitions(config: KafkaConfig) -> list[Partition]:
     """
     admin = open_admin(config)
     try:
-        return partitions_of(admin, config)
+        return topics_of(admin, config)
     finally:
         admin.close()
 
 
-def partitions_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Partition]:
-    """As :func:`find_partitions`, with a client that is open already."""
-    topics = {config.items_topic: Stream.ITEMS, config.engagements_topic: Stream.ENGAGEMENTS}
-    if len(topics) == 1:
+def topics_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Topic]:
+    """As :func:`find_topics`, with a client that is open already."""
+    streams = {config.items_topic: Stream.ITEMS, config.engagements_topic: Stream.ENGAGEMENTS}
+    if len(streams) == 1:
         raise ConfigError(
             f"kafka.items_topic and kafka.engagements_topic are both {config.items_topic!r}; give each its own"
         )
-    counts = partition_counts(admin, config, list(topics))
-    return [Partition(stream, topic, n) for topic, stream in topics.items() for n in range(counts[topic])]
+    return [
+        Topic(streams[facts.name], facts.name, facts.partitions, facts.id)
+        for facts in topic_facts(admin, config, list(streams))
+    ]
+
+
+def partitions_of(admin: KafkaAdminClient, config: KafkaConfig) -> list[Partition]:
+    """All partitions of the two topics; raises as :func:`find_topics`."""
+    return [partition for topic in topics_of(admin, config) for partition in topic.partitions()]
+
+
+def shard_count(config: Config) -> int:
+    """How many shards there are: the number of partitions of the items topic.
+
+    Raises:
+        BrokerError: if the broker does not answer, or a topic is missing.
+        ConfigError: if the two topics have not the same number of partitions.
+    """
+    items, engagements = find_topics(config.kafka)
+    if items.count != engagements.count:
+        raise ConfigError(
+            f"topic {items.name!r} has {items.count} partitions, but {engagements.name!r} has {engagements.count}: "
+            "they must be co-partitioned, with as many partitions and the same keys, so that an item and its "
+            "engagements meet in one shard; create one of them anew"
+        )
+    return items.count

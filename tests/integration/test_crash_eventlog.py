@@ -19,13 +19,13 @@ import orjson
 import pytest
 
 from indexer.logical_state import differences
-from indexer.store import Store, store_path
-from indexer.verify import verify
+from indexer.store import store_path
 from schemas.config import Config
 from schemas.errors import StoreError, StoreMismatchError
 from schemas.settings import load_settings
 from streamer.daemon import run_daemon
-from streamer.generations import load_model, open_index, reencoder, store_meta
+from streamer.generations import load_model, local_shards, open_for_reading, open_index
+from streamer.verification import verify_shards
 from tests.builders import random_log, state_of, tiny_model, write_log
 
 DEADLINE_S = 120
@@ -108,6 +108,9 @@ class Daemon:
     def started(self) -> bool:
         return '"event":"started"' in self.said()
 
+    def opened(self, shards: int = 2) -> bool:
+        return self.said().count('"event":"shard_opened"') >= shards
+
     def end(self) -> int:
         return self.process.wait(DEADLINE_S)
 
@@ -127,7 +130,7 @@ def daemon(config: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> Itera
 
 def written(data_dir: Path) -> int:
     """Bytes in the write-ahead log."""
-    logs = store_path(data_dir, "g000001").glob("*.log")
+    logs = (data_dir / "generations" / "g000001").glob("shard-*/*.log")
     return sum(size_of(log) for log in logs)
 
 
@@ -139,13 +142,14 @@ def size_of(path: Path) -> int:
 
 
 def assert_whole(config: Config, *, strict: bool) -> dict[str, int]:
-    """The store opens and verifies; returns its offsets."""
-    model = load_model(config)
-    with open_index(config, model) as index:
-        meta = store_meta(model.manifest, "g000001", config.counters.half_lives_s)
-        reply = verify(index.store, expected=meta, reencode=reencoder(model), allow_unbalanced=not strict)
-        assert reply.ok, reply.violations
-        return index.view.positions
+    """The shards open and verify; returns their offsets."""
+    model, positions = load_model(config), {}
+    for shard in local_shards(config.data_dir, "g000001") or [0]:
+        with open_index(config, model, shard) as index:
+            reply = verify_shards({shard: index.store}, model, allow_unbalanced=not strict)
+            assert reply.ok, reply.violations
+            positions |= index.view.positions
+    return positions
 
 
 def test_a_daemon_killed_at_any_moment_and_started_again_ends_like_an_undisturbed_one(
@@ -317,12 +321,12 @@ def test_reading_commands_see_whole_states_while_the_daemon_writes(model: Path, 
     config = loaded(file)
     looks: list[Any] = []
     with daemon(file) as running:
-        assert running.until(running.started)
+        assert running.until(running.opened)
         read = 0
         while read < 6_000:
-            with Store.open_secondary(store_path(config.data_dir, "g000001")) as store:
-                looks.append(verify(store, allow_unbalanced=True))
-                read = sum(store.offsets().values())
+            with open_for_reading(config) as stores:
+                looks.append(verify_shards(stores, None, allow_unbalanced=True))
+                read = sum(offset for store in stores.values() for offset in store.offsets().values())
             assert running.process.poll() is None, running.said()
         running.process.send_signal(signal.SIGTERM)
         assert running.end() == 0

@@ -15,6 +15,7 @@ from schemas.dead_letters import DeadLetter, Reason
 from schemas.errors import BrokerError, ConfigError
 from streamer.dead_letters import TopicDeadLetters, read_topic
 from streamer.kafka_clients import open_admin, open_consumer, open_producer
+from streamer.membership import Committer
 from streamer.sources.kafka import KafkaSource
 from streamer.sources.kafka_partitions import read_lag
 from tests.conftest import kafka_config
@@ -85,7 +86,7 @@ def test_reading_goes_on_without_loss_when_the_broker_returns(own_broker: Broker
     rows = [(n % 2, b"k", b"%d" % n) for n in range(2_000)]
     produce(config, config.items_topic, rows[:1_000])
     got: dict[Partition, list[Row]] = {}
-    with closing(KafkaSource(Config(kafka=config))) as source:
+    with closing(KafkaSource(Config(kafka=config))) as source, closing(Committer(config)) as committer:
 
         def read_until(count: int) -> None:
             def step() -> bool:
@@ -100,7 +101,7 @@ def test_reading_goes_on_without_loss_when_the_broker_returns(own_broker: Broker
             getattr(own_broker, how)()
             read_until(1_000)  # what was fetched before; a fetch cut short by the broker's end comes after its return
             for _ in range(3):
-                source.commit({items(config): 1})  # neither waits nor raises
+                committer.commit({items(config): 1})  # neither waits nor raises
                 assert source.poll(50, 0.3) == []
                 assert sum(source.end_offsets().values()) == 1_000
             own_broker.start()
@@ -123,7 +124,8 @@ def test_without_an_answer_questions_end_in_time_and_close_does_not_hang(own_bro
     sink = TopicDeadLetters(config)
     source = KafkaSource(Config(kafka=config))
     source.seek({})
-    source.commit({items(config): 0})
+    committer = Committer(config)
+    committer.commit({items(config): 0})
     ends = source.end_offsets()
     never_asked = KafkaSource(Config(kafka=config))
     own_broker.freeze()
@@ -137,7 +139,8 @@ def test_without_an_answer_questions_end_in_time_and_close_does_not_hang(own_bro
     never_asked.close()
     with pytest.raises(BrokerError, match="dead letters"):
         sink.write([letter(0)])
-    source.commit({items(config): 1})
+    committer.commit({items(config): 1})
+    committer.close()
     source.close()
     sink.close()
     assert time.monotonic() - began < 60  # a deadline, not a measurement: before it was set some of these never ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from schemas.errors import BrokerError, ConfigError
 from streamer import kafka_clients
 from streamer.kafka_clients import open_admin, open_producer
 from streamer.sources.kafka import KafkaSource
-from streamer.sources.kafka_partitions import read_lag
+from streamer.sources.kafka_partitions import read_lag, shard_count
 from tests.kafka.broker import create_topics
 from tests.kafka.records import append, engagements, items, produce, read_to_end, until
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from schemas.config import KafkaConfig
     from streamer.sources.base import Partition, Records
     from tests.conftest import FreshTopics
-    from tests.kafka.broker import create_topics
-from tests.kafka.records import Row
+    from tests.kafka.records import Row
 
 pytestmark = pytest.mark.kafka
 
@@ -193,7 +193,11 @@ def test_offset_before_the_oldest_record_is_refused_and_told(fresh_topics: Fresh
     produce(config, config.items_topic, [(0, b"k", b"v")] * 10)
     delete_before(config, 6)
     with closing(KafkaSource(Config(kafka=config))) as source:
-        with pytest.raises(BrokerError, match=rf"{config.items_topic} partition 0.* 5,.*holds 6 to 10.*retention"):
+        with pytest.raises(
+            BrokerError,
+            match=rf"{config.items_topic} partition 0.* 5,.*holds 6 to 10.*--reset {config.items_topic}-0=earliest"
+            r'.*kafka\.on_gap = "skip"',
+        ):
             source.seek({items(config): 5})
         source.seek({})  # without a stored offset it starts at the oldest record there is
         assert [at for at, _, _ in read_to_end(source)[items(config)]] == [6, 7, 8, 9]
@@ -209,6 +213,101 @@ def test_records_removed_while_reading_stop_it_with_the_range_that_is_left(fresh
         source.resume([items(config)])
         with pytest.raises(BrokerError, match=r"next offset to read is 0, .*holds 8 to 10"):
             until(lambda: bool(source.poll(10, 0.2)), "records that must not come")
+
+
+def test_a_gap_before_the_start_is_counted_with_the_first_records_when_it_may_be(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics().model_copy(update={"on_gap": "skip"})
+    produce(config, config.items_topic, [(0, b"k", b"v")] * 10)
+    delete_before(config, 6)
+    with closing(KafkaSource(Config(kafka=config))) as source:
+        with pytest.raises(BrokerError, match=r"next offset to read is 11,.*created anew"):
+            source.seek({items(config): 11})  # no gap: these records never were in this topic
+        source.seek({items(config): 4})
+        polled = read_records(source, 10)
+    assert [records.lost for records in polled if len(records)] == [0]
+    assert [(records.lost, records.next_offset) for records in polled if records.lost] == [(2, 6)]
+    assert [at for records in polled for at in records.offsets] == [6, 7, 8, 9]
+
+
+def test_a_gap_at_the_end_of_the_topic_is_counted_without_a_record(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics().model_copy(update={"on_gap": "skip"})
+    produce(config, config.items_topic, [(0, b"k", b"v")] * 10)
+    delete_before(config, 10)
+    with closing(KafkaSource(Config(kafka=config))) as source:
+        source.seek({items(config): 7})
+        polled = read_records(source, 10)
+    assert [(len(records), records.lost, records.next_offset) for records in polled] == [(0, 3, 10)]
+
+
+def test_a_gap_made_while_reading_is_counted_and_what_was_fetched_before_is_not_lost(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics(partitions=2).model_copy(update={"on_gap": "skip", "fetch_max_bytes": 1 << 16})
+    first, other = items(config, 0), items(config, 1)
+    value = os.urandom(4_000)  # a fetch holds but a few
+    produce(config, config.items_topic, [(0, b"k", value)] * 100 + [(1, b"k", b"v")] * 10)
+    got: list[Records] = []
+
+    def read_on() -> bool:
+        got.extend(source.poll(3, 0.2))
+        return bool(got)
+
+    with closing(KafkaSource(Config(kafka=config))) as source:
+        source.seek({})
+        until(lambda: read_on() and any(records.partition == first for records in got), "the first records")
+        source.pause([first])  # some of it is held, and some fetched in the background
+        delete_before(config, 90)
+        until(lambda: read_on() and sum(len(r) for r in got if r.partition == other) == 10, "the other's")
+        source.resume([first])
+        until(lambda: read_on() and any(records.next_offset == 100 for records in got), "the end")
+    mine = [records for records in got if records.partition == first]
+    offsets = [at for records in mine for at in records.offsets]
+    assert offsets == sorted(set(offsets))
+    assert offsets[-10:] == list(range(90, 100))
+    assert sum(records.lost for records in mine) == 100 - len(offsets) > 0
+    assert len([records for records in mine if records.lost]) == 1
+    assert all(before.next_offset <= after.next_offset for before, after in pairwise(mine))
+
+
+def test_a_shard_reads_its_partition_of_each_topic(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics(partitions=3)
+    produce(config, config.items_topic, [(n, b"k", b"item-%d" % n) for n in range(3)])
+    produce(config, config.engagements_topic, [(n, b"k", b"engagement-%d" % n) for n in range(3)])
+    for shard in range(3):
+        with closing(KafkaSource(Config(kafka=config), shard)) as source:
+            assert source.partitions() == [engagements(config, shard), items(config, shard)]
+            assert read_to_end(source) == {
+                items(config, shard): [(0, b"k", b"item-%d" % shard)],
+                engagements(config, shard): [(0, b"k", b"engagement-%d" % shard)],
+            }
+    with pytest.raises(BrokerError, match=rf"{config.items_topic}.* has 3 partitions, none of shard 3"):
+        KafkaSource(Config(kafka=config), 3)
+
+
+def test_there_are_as_many_shards_as_partitions_if_both_topics_agree(fresh_topics: FreshTopics) -> None:
+    assert shard_count(Config(kafka=fresh_topics(partitions=3))) == 3
+    config = fresh_topics(partitions=3, engagement_partitions=2)
+    with pytest.raises(
+        ConfigError, match=rf"{config.items_topic}' has 3.*{config.engagements_topic}' has 2.*co-partitioned"
+    ):
+        shard_count(Config(kafka=config))
+
+
+def test_a_topic_created_anew_has_another_identity(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics()
+    with closing(KafkaSource(Config(kafka=config))) as source:
+        before = source.identity()
+    assert before["kind"] == "kafka"
+    assert {name: before[name].split()[0] for name in ("items", "engagements")} == {
+        "items": config.items_topic,
+        "engagements": config.engagements_topic,
+    }
+    with closing(open_admin(config)) as admin:
+        admin.delete_topics([config.items_topic])
+    create_topics(config.bootstrap_servers, {config.items_topic: 1}, retention_ms="-1")
+    with closing(KafkaSource(Config(kafka=config), 0)) as source:
+        after = source.identity()
+    assert after["engagements"] == before["engagements"]
+    assert after["items"].split()[0] == before["items"].split()[0]
+    assert after["items"] != before["items"]
 
 
 def test_position_of_a_partition_that_does_not_exist_is_refused(fresh_topics: FreshTopics) -> None:
@@ -269,26 +368,20 @@ def test_a_topic_created_anew_is_not_taken_for_the_old_one(
             until(lambda: source.poll(10, 0.2) is None, "it to be noticed")
 
 
-def test_commits_show_in_the_lag_and_do_not_move_the_start(fresh_topics: FreshTopics) -> None:
-    config = fresh_topics(partitions=2)
-    produce(config, config.items_topic, [(n % 2, b"k", b"v") for n in range(20)])
-    before = read_lag(Config(kafka=config))
-    assert [lag.committed for lag in before] == [None] * 4
-    assert [lag.lag for lag in before] == [0, 0, 10, 10]
-    with closing(KafkaSource(Config(kafka=config))) as source:
-        source.commit({items(config, 0): 4})
-        until(lambda: read_lag(Config(kafka=config))[2].committed == 4, "the commit")
-        source.commit({items(config, 0): 7, items(config, 1): 10})
-    after = read_lag(Config(kafka=config))  # close waits for the last commit
-    assert [(lag.committed, lag.lag, lag.end) for lag in after[2:]] == [(7, 3, 10), (10, 0, 10)]
-    with closing(KafkaSource(Config(kafka=config))) as source:
-        assert read_to_end(source)[items(config, 0)][0] == (0, b"k", b"v")
-
-
 def test_close_is_idempotent(fresh_topics: FreshTopics) -> None:
     source = KafkaSource(Config(kafka=fresh_topics()))
     source.close()
     source.close()
+
+
+def read_records(source: KafkaSource, end: int) -> list[Records]:
+    """What is returned of the items partition until ``end`` is reached."""
+    polled: list[Records] = []
+    until(
+        lambda: polled.extend(source.poll(1_000, 0.2)) or any(records.next_offset == end for records in polled),
+        f"offset {end}",
+    )
+    return polled
 
 
 def delete_before(config: KafkaConfig, offset: int) -> None:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -45,6 +45,7 @@ _SETTINGS: Final = {
     "transaction.state.log.replication.factor": "1",
     "transaction.state.log.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "2000",  # a member killed by a test is given up soon
     "broker.session.timeout.ms": "3000",  # a killed broker is let in again only when its old session is over
     "broker.heartbeat.interval.ms": "500",
     "log.cleaner.backoff.ms": "200",  # compaction tests wait for the cleaner
@@ -59,14 +60,28 @@ class Broker:
 
     Attributes:
         bootstrap: ``host:port`` to connect to.
-        spare_port: free for one more listener, which ``settings`` may add: their values may name ``{port}``,
-            ``{controller}`` and ``{spare}``.
+        controller_port: where it listens as a controller.
+        spare_ports: free for further listeners, which ``settings`` may add.
     """
 
     def __init__(
-        self, *, port: int | None = None, heap: str = "512m", settings: Mapping[str, str] | None = None
+        self,
+        *,
+        port: int | None = None,
+        heap: str = "512m",
+        settings: Mapping[str, str] | None = None,
+        cluster_id: str | None = None,
+        format_with: Sequence[str] = (),
     ) -> None:
         """Prepare a broker without starting it.
+
+        Args:
+            port: to listen on; None picks a free one.
+            heap: of the JVM.
+            settings: override the broker's; their values may name ``{port}``, ``{controller}``, ``{spare[0]}`` to
+                ``{spare[2]}`` and ``{folder}``. An empty one takes a setting away.
+            cluster_id: of the cluster it is a node of; None makes one up.
+            format_with: further arguments of kafka-storage format.
 
         Raises:
             NoBrokerError: if Java, Maven or the jars are not to be had.
@@ -81,8 +96,11 @@ class Broker:
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._settings, self._wanted_port = dict(settings or {}), port
+        self._cluster_id = cluster_id or new_cluster_id()
+        self._format_with = list(format_with)
         self.bootstrap = ""
-        self.spare_port = 0
+        self.controller_port = 0
+        self.spare_ports: list[int] = []
 
     def __enter__(self) -> Self:
         try:
@@ -180,22 +198,25 @@ class Broker:
         return self._folder / "broker.log"
 
     def _format(self) -> None:
-        port, controller, self.spare_port = _free_ports(self._wanted_port)
-        ports = {"port": port, "controller": controller, "spare": self.spare_port}
+        port, self.controller_port, *self.spare_ports = _free_ports(self._wanted_port)
+        names = {
+            "port": port,
+            "controller": self.controller_port,
+            "spare": self.spare_ports,
+            "folder": self._folder,
+        }
         settings = _SETTINGS | {
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{self.controller_port}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
             "log.dirs": str(self._folder / "data"),
         }
-        settings |= {key: value.format(**ports) for key, value in self._settings.items()}
+        settings |= {key: value.format(**names) for key, value in self._settings.items()}
         properties = self._folder / "server.properties"
-        properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
-        # May begin with "-": only with "=" is it taken for a value.
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items() if value))
         told = subprocess.run(
             [self._java, "-XX:TieredStopAtLevel=1", "-cp", self._class_path, "kafka.tools.StorageTool", "format",
-             f"--cluster-id={cluster}", f"--config={properties}"],
+             f"--cluster-id={self._cluster_id}", f"--config={properties}", *self._format_with],
             capture_output=True, text=True, check=False, timeout=START_S,
         )  # fmt: skip
         if told.returncode:
@@ -205,7 +226,8 @@ class Broker:
     def _wait_until_it_answers(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_S
-        host, port = self.bootstrap.split(":")
+        is_broker = "broker" in self._settings.get("process.roles", "broker")
+        host, port = "127.0.0.1", self.bootstrap.split(":")[1] if is_broker else self.controller_port
         while time.monotonic() < deadline and self.running:
             try:
                 socket.create_connection((host, int(port)), timeout=1).close()
@@ -213,6 +235,8 @@ class Broker:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(0.05)
                 continue
+            if not is_broker:
+                return
             try:
                 open_admin(KafkaConfig(bootstrap_servers=self.bootstrap, connect_timeout_s=2)).close()
             except BrokerError:
@@ -233,10 +257,15 @@ class GivenBroker:
         self.bootstrap = bootstrap
 
 
+def new_cluster_id() -> str:
+    """As kafka-storage random-uuid makes them; may begin with "-": only with "=" is it taken for a value."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
 def _free_ports(wanted: int | None) -> list[int]:
     with contextlib.ExitStack() as open_at_once:  # so that they differ
-        sockets = [open_at_once.enter_context(socket.socket()) for _ in range(3)]
-        for each, port in zip(sockets, (wanted or 0, 0, 0), strict=True):
+        sockets = [open_at_once.enter_context(socket.socket()) for _ in range(5)]
+        for each, port in zip(sockets, (wanted or 0, 0, 0, 0, 0), strict=True):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind(("127.0.0.1", port))
         return [each.getsockname()[1] for each in sockets]

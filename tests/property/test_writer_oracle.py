@@ -13,6 +13,7 @@ from indexer.index import Index
 from indexer.logical_state import differences, logical_state
 from indexer.rebalance.apply import apply_bounds, apply_plan
 from indexer.rebalance.plan import Plan, plan_round
+from indexer.seen import Seen
 from schemas.config import Config
 from tests.builders import (
     Collected,
@@ -40,6 +41,12 @@ PENDING = st.builds(
     st.sampled_from([1, 10, 10**6, 10**9]),
     st.sampled_from([0, 1, 3, 1_000]),
 )
+DEDUPE = st.builds(
+    lambda enabled, window, count: {"enabled": enabled, "window_s": window, "max_count": count},
+    st.sampled_from([True, True, False]),
+    st.sampled_from([1, 10, 10**6, 10**9]),
+    st.sampled_from([1, 2, 3, 1_000]),
+)
 
 
 @st.composite
@@ -60,6 +67,7 @@ def streams(draw: Any, max_size: int = 80) -> list[Record]:
         elif what == "engage":
             value = draw(st.one_of(st.none(), st.floats(-1e6, 1e6)))
             record = record._replace(kind=draw(st.sampled_from(["click", "like", "other", "k3", "k4"])), value=value)
+            record = record._replace(event_id=draw(st.sampled_from([None, "e1", "e2", "e3", "e4", "é" * 128])))
         out.append(record)
     return out
 
@@ -76,6 +84,11 @@ class Run:
 
     def feed(self, records: list[Record]) -> None:
         self.index.writer.apply(batch_of(records), self.collected)
+        self.check()
+
+    def feed_again(self, records: list[Record]) -> None:
+        """Records that may be applied already, wholly or in part."""
+        self.index.writer.apply(batch_of(records), self.collected, again=True)
         self.check()
 
     def plan(self) -> None:
@@ -96,6 +109,10 @@ class Run:
 
     def check(self) -> None:
         assert_view_is_loaded(self.index)
+        seen = self.index.writer.seen
+        if seen is not None:
+            loaded = Seen(self.settings.dedupe, self.index.store.scan("seen"))
+            assert list(seen.entries()) == list(loaded.entries())
         assert_sound(self.index.store, allow_unbalanced=True)
 
     def close(self) -> None:
@@ -106,6 +123,7 @@ class Run:
     data=st.data(),
     records=streams(),
     pending=PENDING,
+    dedupe=DEDUPE,
     max_kinds=st.sampled_from([1, 2, 3, 32]),
     bounds=st.sampled_from([(1, 2), (1, 16), (2, 5)]),
 )
@@ -113,21 +131,29 @@ def test_a_store_means_what_the_oracle_says_whatever_the_cuts_the_rebalancing_an
     data: st.DataObject,
     records: list[Record],
     pending: dict[str, int],
+    dedupe: dict[str, int],
     max_kinds: int,
     bounds: tuple[int, int],
 ) -> None:
     low, high = bounds
-    settings = config(pending=pending, limits={"max_kinds": max_kinds}, rebalance={"low": low, "high": high})
-    oracle = ReferenceIndex(settings.pending, max_kinds)
+    settings = config(
+        pending=pending, dedupe=dedupe, limits={"max_kinds": max_kinds}, rebalance={"low": low, "high": high}
+    )
+    oracle = ReferenceIndex(settings.pending, max_kinds, settings.dedupe)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder, "store"), settings)
         apply_bounds(run.index.writer, bounds)
         try:
-            rest = records
-            while rest:
+            done = 0
+            while done < len(records):
                 size = data.draw(st.sampled_from([1, 2, 5, 20, 100]))
-                now, rest = rest[:size], rest[size:]
-                run.feed(now)
+                now = records[done : done + size]
+                back = data.draw(st.sampled_from([None, None, 0, 1, 7, 100]))
+                if back is None:
+                    run.feed(now)
+                else:
+                    run.feed_again(records[max(0, done - back) : done + size])
+                done += len(now)
                 for record in now:
                     oracle.apply(record)
                 step = data.draw(st.sampled_from(["", "", "plan", "late", "round", "reopen", "idle"]))

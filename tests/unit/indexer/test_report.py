@@ -12,7 +12,7 @@ from indexer import report
 from indexer.index import Index
 from indexer.logical_state import LogicalState, differences, logical_state
 from indexer.retrieval.readers import StoreReader
-from indexer.retrieval.retrieve import retrieve
+from indexer.retrieval.retrieve import fan_out
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError
 from tests.builders import CODEWORDS, FACETS, Record, assign, batch_of, fill, open_index, rebalance, vectors_of
@@ -40,7 +40,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def test_stats_count_what_is_there(index: Index) -> None:
-    found = report.stats(index.store)
+    found = report.stats({0: index.store})
     assert (found.items.live, found.items.deleted, found.items.stale) == (49, 1, 1)
     assert (found.engagements.applied, found.engagements.pending, found.dead_letters) == (3, 1, 4)
     assert found.offsets == {"items-0": 52, "engagements-3": 11}
@@ -60,7 +60,7 @@ def test_stats_count_what_is_there(index: Index) -> None:
 
 
 def test_an_item_is_told_with_its_codes_leaves_counts_and_source(index: Index) -> None:
-    found = report.item(index.store, "i2")
+    found = report.item({0: index.store}, "i2")
     assert (found.item_id, found.ordinal, found.state, found.created_at) == ("i2", 2, "live", 1_002)
     assert found.counters == {"click": 2, "like": 1}
     assert found.last_engaged_at == 5_000
@@ -74,10 +74,10 @@ def test_an_item_is_told_with_its_codes_leaves_counts_and_source(index: Index) -
 
 
 def test_a_deleted_item_is_told_and_an_unknown_one_is_not_found(index: Index) -> None:
-    assert report.item(index.store, "i0").state == "deleted"
-    assert report.item(index.store, "i0").facets == []
+    assert report.item({0: index.store}, "i0").state == "deleted"
+    assert report.item({0: index.store}, "i0").facets == []
     with pytest.raises(NotFoundError, match="'nobody' is not in the index"):
-        report.item(index.store, "nobody")
+        report.item({0: index.store}, "nobody")
 
 
 def test_a_leaf_is_told_with_its_members(index: Index) -> None:
@@ -97,21 +97,21 @@ def test_a_leaf_that_is_not_there_is_not_found(index: Index, facet: int, leaf: i
 
 
 def test_the_largest_leaves_come_first(index: Index) -> None:
-    rows = report.leaves(index.store, None, 1_000)
+    rows = report.leaves({0: index.store}, None, 1_000)
     assert len(rows) == sum(len(facet.alive()) for facet in index.view.facets)
     assert [row.size for row in rows] == sorted((row.size for row in rows), reverse=True)
-    assert report.leaves(index.store, None, 3) == rows[:3]
-    assert {row.facet for row in report.leaves(index.store, 1, 1_000)} == {1}
+    assert report.leaves({0: index.store}, None, 3) == rows[:3]
+    assert {row.facet for row in report.leaves({0: index.store}, 1, 1_000)} == {1}
     with pytest.raises(NotFoundError, match="there is no facet 9; this index has facets 0 to 1"):
-        report.leaves(index.store, 9, 1)
+        report.leaves({0: index.store}, 9, 1)
 
 
 def test_a_query_is_told_as_it_was_answered(index: Index) -> None:
     reader = StoreReader(index.store)
-    found = retrieve(reader, ["i5", "gone"], RetrievalConfig(k=7), 10_000)
-    told = report.query_reply(["i5", "gone"], found, reader.item_ids(found.ordinals))
+    found = fan_out({3: reader}, ["i5", "gone"], RetrievalConfig(k=7), 10_000)
+    told = report.query_reply(["i5", "gone"], found)
     assert told.missing == ["gone"]
-    assert [row.item_id for row in told.results] == [f"i{ordinal}" for ordinal in found.ordinals.tolist()]
+    assert [row.item_id for row in told.results] == found.item_ids
     assert [row.score for row in told.results] == np.round(found.scores, 6).tolist()
     assert {(row.facet, row.leaf) for row in told.results} <= {(row.facet, row.leaf) for row in told.indices}
 

@@ -50,8 +50,8 @@ def test_a_new_store_keeps_a_copy_of_its_model_and_needs_no_other(tmp_path: Path
     again = load_model(config)
     assert again.manifest == tiny_model().manifest
     open_index(config, again).close()
-    with open_for_reading(config) as store:
-        assert store.meta().model_hash == again.manifest.model_hash
+    with open_for_reading(config) as stores:
+        assert stores[0].meta().model_hash == again.manifest.model_hash
 
 
 def test_another_model_is_refused_with_both_hashes(tmp_path: Path, artifacts: Path) -> None:
@@ -109,5 +109,8 @@ def test_removing_all_makes_room_for_a_new_first_one(tmp_path: Path, artifacts: 
 
 
 def test_nothing_to_read_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds no store"):
-        open_for_reading(chosen(tmp_path, tmp_path / "none"))
+    with (
+        pytest.raises(StoreError, match="holds no store"),
+        open_for_reading(chosen(tmp_path, tmp_path / "none")),
+    ):
+        pass

@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.logical_state import differences
+from indexer.store import store_path
 from indexer.verify import verify
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter, Reason
 from schemas.errors import StoreError, UsageError
 from streamer.dead_letters import FileDeadLetters, read_file
-from streamer.generations import open_index, reencoder, store_meta
+from streamer.generations import dead_letter_path, open_index, reencoder, store_meta
 from streamer.pipeline import Pipeline, Progress
+from streamer.reader import Span
 from streamer.sources.eventlog import EventLogSource
 from tests.builders import random_log, state_of, tiny_model, write_log
 
@@ -88,10 +90,10 @@ def run(
 
     source = EventLogSource(log)
     ends = {str(partition): end for partition, end in source.end_offsets().items()}
-    letters = config.data_dir / "deadletters.jsonl"
+    letters = dead_letter_path(config.data_dir, "g000001")
     with open_index(config, model) as index:
         sink = FileDeadLetters(letters) if die_at_letter is None else DyingSink(letters, die_at_letter)
-        pipeline = Pipeline(index, source, sink, model, config, to_end=True, on_progress=count)
+        pipeline = Pipeline(index, source, sink, model, config, span=Span(to_end=True), on_progress=count)
         try:
             pipeline.run()
         except PowerCutError:
@@ -185,18 +187,18 @@ def test_the_first_dead_letters_are_written_once_even_when_their_batch_is_lost(
     log = write_log(tmp_path / "log", {"items": [b"{", item("a", 1)], "engagements": []})
     config = chosen(tmp_path / "data")
     assert not run(model, config, log, die_at_letter=0)
-    assert len(list(read_file(config.data_dir / "deadletters.jsonl"))) == 1
+    assert len(list(read_file(dead_letter_path(config.data_dir, "g000001")))) == 1
     assert run(model, config, log)
-    assert [letter.reason for letter in read_file(config.data_dir / "deadletters.jsonl")] == [Reason.UNPARSEABLE]
+    assert [letter.reason for letter in read_file(dead_letter_path(config.data_dir, "g000001"))] == [Reason.UNPARSEABLE]
 
 
 def test_dead_letters_of_another_index_in_the_same_file_stay(model: FrozenModel, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", {"items": [b"{"], "engagements": []})
     first = chosen(tmp_path / "data")
     assert run(model, first, log)
-    (tmp_path / "data" / "generations").rename(tmp_path / "away")  # a new index beside the old file
+    store_path(tmp_path / "data", "g000001").rename(tmp_path / "away")  # a new index beside the old file
     assert run(model, first, log)
-    assert len(list(read_file(tmp_path / "data" / "deadletters.jsonl"))) == 2
+    assert len(list(read_file(dead_letter_path(tmp_path / "data", "g000001")))) == 2
 
 
 def test_an_engagement_whose_item_never_comes_becomes_a_dead_letter(model: FrozenModel, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_graceful_stop_applies_what_was_read_and_syncs(model: FrozenModel, tmp
     with open_index(config, model) as index:
         sink = FileDeadLetters(tmp_path / "letters.jsonl")
         caught_up = threading.Event()
-        pipeline = Pipeline(index, source, sink, model, config, to_end=False)
+        pipeline = Pipeline(index, source, sink, model, config)
 
         def stop_when_caught_up() -> None:
             deadline = time.monotonic() + DEADLINE_S
@@ -269,7 +271,7 @@ def test_a_stop_asked_for_before_the_start_is_heeded(model: FrozenModel, tmp_pat
     source = EventLogSource(log, follow=True)
     with open_index(config, model) as index:
         sink = FileDeadLetters(tmp_path / "letters.jsonl")
-        pipeline = Pipeline(index, source, sink, model, config, to_end=False)
+        pipeline = Pipeline(index, source, sink, model, config)
         pipeline.stop()
         pipeline.run()
     sink.close()
@@ -313,7 +315,7 @@ def test_what_the_compactor_stumbles_over_ends_the_run(model: FrozenModel, tmp_p
     with open_index(config, model) as index:
         sink = FileDeadLetters(tmp_path / "letters.jsonl")
         with pytest.raises(ZeroDivisionError):
-            Stumbling(index, source, sink, model, config, to_end=False).run()
+            Stumbling(index, source, sink, model, config).run()
     sink.close()
     source.close()
     check(model, config, strict=False)
@@ -325,7 +327,7 @@ def test_metrics_and_progress_agree_with_the_store(model: FrozenModel, tmp_path:
     source = EventLogSource(log)
     with open_index(config, model) as index:
         sink = FileDeadLetters(tmp_path / "letters.jsonl")
-        pipeline = Pipeline(index, source, sink, model, config, to_end=True)
+        pipeline = Pipeline(index, source, sink, model, config, span=Span(to_end=True))
         pipeline.run()
         totals = index.view.totals
         registry = pipeline.metrics.registry
@@ -354,11 +356,11 @@ def test_a_full_disk_for_dead_letters_ends_the_run_before_the_offset_moves(model
     config = chosen(tmp_path / "data", writer={"batch_records": 1})
     source = EventLogSource(log)
     with open_index(config, model) as index:
-        sink = FullSink(config.data_dir / "deadletters.jsonl")
+        sink = FullSink(dead_letter_path(config.data_dir, "g000001"))
         with pytest.raises(StoreError, match="no room for 1 letters"):
-            Pipeline(index, source, sink, model, config, to_end=True).run()
+            Pipeline(index, source, sink, model, config, span=Span(to_end=True)).run()
         assert index.view.positions.get("items-0", 0) <= 1
     sink.close()
     source.close()
     assert run(model, config, log)
-    assert len(list(read_file(config.data_dir / "deadletters.jsonl"))) == 1
+    assert len(list(read_file(dead_letter_path(config.data_dir, "g000001")))) == 1

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from schemas.config import HttpConfig
-from streamer.daemon import STATE_FILE, running_daemon
+from streamer.asking import STATE_FILE, running_daemon
 from streamer.http import HttpServer, Routes
 
 

@@ -1,0 +1,114 @@
+"""What the daemon answers over HTTP."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from indexer import report
+from indexer.retrieval.readers import ViewReader
+from indexer.retrieval.retrieve import fan_out
+from indexer.store import now_ms
+from schemas.config import Config
+from schemas.errors import NotFoundError, StoreError, UsageError
+from streamer.checkpointing import shown, target_of
+from streamer.http import Routes
+
+if TYPE_CHECKING:
+    from streamer.daemon import Daemon
+    from streamer.shards import Shard
+
+
+def routes(config: Config, daemon: Daemon) -> Routes:
+    """All paths of a daemon."""
+    answers = _Answers(config, daemon)
+    posts = {
+        "/query": answers.query,
+        "/compact": answers.compact,
+        "/checkpoint": answers.checkpoint,
+        "/promote": answers.promote,
+    }
+    return Routes(answers.live, answers.ready, answers.status, posts)
+
+
+class _Answers:
+    """Runs on the HTTP server's threads beside the daemon's, and only looks, but for the posts."""
+
+    def __init__(self, config: Config, daemon: Daemon) -> None:
+        self._config = config
+        self._daemon = daemon
+
+    def _shards(self) -> list[Shard]:
+        return [shard for _, shard in sorted(self._daemon.shards.items())]
+
+    def live(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the loops turn."""
+        turned = [time.monotonic() - self._daemon.turned_at, *(shard.turned_s() for shard in self._shards())]
+        return max(turned) < self._config.http.live_after_s, {"seconds_since_turn": round(max(turned), 3)}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether every shard that is ours has caught up once."""
+        shards = self._shards()
+        caught_up = self._daemon.joined and all(shard.ready for shard in shards)
+        states = {str(shard.number): shard.state for shard in shards}
+        return caught_up, {"caught_up": caught_up, "lag": sum(_lag(shards).values()), "shards": states}
+
+    def status(self) -> dict[str, Any]:
+        """What this process does."""
+        daemon, shards = self._daemon, self._shards()
+        rows = [shard.status() for shard in shards]
+        counted = {
+            name: sum(row.get(name, 0) for row in rows)
+            for name in ("records", "items_live", "out_of_bounds", "splits", "merges")
+        }
+        promotion = daemon.promotion
+        return counted | {
+            "generation": daemon.serving.name,
+            "model_hash": daemon.serving.model.manifest.model_hash,
+            "seconds_since_batch": min((row.get("seconds_since_batch", 0.0) for row in rows), default=0.0),
+            "alive": self.live()[0],
+            "progressing": all(row.get("progressing", True) for row in rows),
+            "lag": _lag(shards),
+            "offsets": {name: at for row in rows for name, at in row.get("offsets", {}).items()},
+            "shards": rows,
+            "promotion": daemon.promoted if promotion is None else promotion.status(),
+        }
+
+    def query(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Retrieve from the live views of all shards here."""
+        triggers = document.get("items")
+        if not isinstance(triggers, list) or not all(isinstance(trigger, str) for trigger in triggers):
+            raise UsageError('give {"items": ["ID", ...]} with optional "k", "indices", "seed"')
+        seed = document.get("seed")
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise UsageError(f"seed must be a whole number from 0 up, not {seed!r}")
+        overrides = {name: document[name] for name in ("k", "indices") if name in document}
+        retrieval = self._config.retrieval
+        settings = type(retrieval).model_validate(retrieval.model_dump() | overrides)
+        readers = {shard.number: ViewReader(shard.index.view) for shard in self._shards() if shard.index is not None}
+        if not readers:
+            raise StoreError("no shard is open here yet; see /readyz")
+        found = fan_out(readers, triggers, settings, now_ms(), seed)
+        return report.query_reply(triggers, found).model_dump(mode="json")
+
+    def compact(self, _document: dict[str, Any]) -> dict[str, Any]:
+        """Rebalance all shards here until idle."""
+        done = [shard.pipeline.compactor.run_until_idle() for shard in self._shards() if shard.pipeline is not None]
+        return {name: sum(getattr(each, name) for each in done) for name in ("splits", "merges", "marks", "moved")}
+
+    def checkpoint(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Take a checkpoint of every shard here."""
+        url = document.get("url")
+        target = target_of(self._config, url)
+        return {"checkpoints": [shown(self._daemon.backups.take(shard, url), target) for shard in self._shards()]}
+
+    def promote(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Let a generation catch up and take over; ``/status`` tells how far it is."""
+        name = document.get("generation")
+        if not isinstance(name, str):
+            raise NotFoundError('give {"generation": "NAME"}')
+        return self._daemon.promote(name).status()
+
+
+def _lag(shards: list[Shard]) -> dict[str, int]:
+    return {name: behind for shard in shards for name, behind in shard.lag().items()}

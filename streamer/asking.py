@@ -1,0 +1,58 @@
+"""Other commands and the daemon that runs on their data directory."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from schemas.errors import DependencyError, StoreError, UsageError
+
+STATE_FILE: Final = "daemon.json"
+_LOOK_S: Final = 2.0
+_ANSWER_S: Final = 600.0
+
+
+def running_daemon(data_dir: Path) -> str | None:
+    """URL of the daemon that runs on this data directory, if one does."""
+    try:
+        state = orjson.loads((data_dir / STATE_FILE).read_bytes())
+        url = str(state["url"])
+        with urllib.request.urlopen(f"{url}/livez", timeout=_LOOK_S):  # noqa: S310  # our own daemon's address
+            return url
+    except urllib.error.HTTPError:
+        return url  # it answers, if only that it is stuck
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or the file of one that was killed
+
+
+def ask_daemon(url: str, path: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the daemon answers: to GET, or to POST of a document.
+
+    Raises:
+        UsageError: if it does not accept the document.
+        DependencyError: if it cannot do what was asked, or does not answer.
+    """
+    body = None if document is None else orjson.dumps(document)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, body), timeout=_ANSWER_S) as answer:  # noqa: S310  # our own daemon's loopback address
+            found: dict[str, Any] = orjson.loads(answer.read())
+            return found
+    except urllib.error.HTTPError as error:
+        with error:
+            said = _error_of(error.read()) or str(error)
+        if error.code in {400, 404}:
+            raise UsageError(said) from None
+        raise DependencyError(said) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"the daemon at {url} did not answer {path}: {error}") from error
+
+
+def _error_of(body: bytes) -> str | None:
+    try:
+        return str(orjson.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,193 @@
+"""``generation``: index versions, side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from schemas.config import Config
+from schemas.errors import NotFoundError, StoreError, UsageError
+from streamer.asking import ask_daemon, running_daemon
+from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, progress_bar, show
+from streamer.cli._source import Bootstrap, Events, Rate, source_config
+from streamer.cli.replays import replay_into, show_replayed
+from streamer.generations import (
+    drop_generation,
+    generations,
+    local_shards,
+    make_generation,
+    model_path,
+    next_name,
+    open_for_reading,
+    point_to,
+    pointer,
+    require_generation,
+)
+
+_ASK_EVERY_S: Final = 0.2
+
+Name = Annotated[str, typer.Argument(help="Generation.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(help="Index versions: build one beside the live one, switch, go back.", no_args_is_help=True)
+    group.command("list")(list_)
+    group.command("create")(create)
+    group.command("promote")(promote)
+    group.command("rollback")(rollback)
+    group.command("drop")(drop)
+    app.add_typer(group, name="generation")
+
+
+def list_(
+    config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    """All generations here: which one is in use, their models, how far they are."""
+    found = config(config_file, data_dir, verbose)
+    at = pointer(found.data_dir)
+    rows = [_described(found, name) for name in generations(found.data_dir)]
+    for row in rows:
+        name = row["generation"]
+        row["role"] = "current" if name == at.current else "previous" if name == at.previous else ""
+
+    def table() -> Table:
+        out = grid(f"{len(rows)} generations", "generation", "role", "model", "shards", "items", "records applied")
+        for row in rows:
+            shards = ",".join(map(str, row["shards"])) or "none"
+            applied = str(sum(row["offsets"].values()))
+            out.add_row(row["generation"], row["role"], row["model_hash"][:12], shards, str(row["items_live"]), applied)
+        return out
+
+    show({"current": at.current, "previous": at.previous, "generations": rows}, as_json, table)
+
+
+def _described(found: Config, name: str) -> dict[str, Any]:
+    from model_runtime.artifact import read_manifest  # noqa: PLC0415  # loads torch's tensors library
+
+    own = model_path(found.data_dir, name)
+    model_hash = read_manifest(own).model_hash if own.exists() else ""
+    row: dict[str, Any] = {"generation": name, "model_hash": model_hash, "shards": local_shards(found.data_dir, name)}
+    row |= {"items_live": 0, "offsets": {}}
+    if row["shards"]:
+        with open_for_reading(found, name) as stores:
+            row["items_live"] = sum(store.totals().items_live for store in stores.values())
+            row["offsets"] = {key: at for store in stores.values() for key, at in store.offsets().items()}
+    return row
+
+
+def create(
+    name: Annotated[str | None, typer.Option(help="Name.", show_default="the next number")] = None,
+    build: Annotated[
+        bool, typer.Option("--build/--no-build", help="Read the source from its start, to its present end.")
+    ] = True,
+    rate: Rate = None,
+    events: Events = None,
+    bootstrap: Bootstrap = None,
+    model: Annotated[Path | None, typer.Option("--model", help="Model artifact of the new generation.")] = None,
+    config_file: ConfigFile = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build an index with another model beside the live one, which goes on. Then `generation promote`."""
+    if model is None:
+        raise UsageError("give --model DIRECTORY: the artifact that the new generation is built with")
+    found = source_config(config_file, data_dir, verbose, events, bootstrap, None)
+    from model_runtime.runtime import FrozenModel  # noqa: PLC0415  # loads torch, which reading commands do without
+
+    chosen = name or next_name(found.data_dir)
+    if chosen in generations(found.data_dir):
+        raise UsageError(
+            f"generation {chosen} is there already; `facetstream replay --generation {chosen}` goes on building it"
+        )
+    make_generation(found.data_dir, chosen, FrozenModel.load(model, found.model.device, found.model.threads))
+    if build:
+        show_replayed(replay_into(found, chosen, None, "latest", rate), chosen, as_json)
+    else:
+        show({"generation": chosen}, as_json, lambda: f"generation {chosen} made, empty")
+
+
+def promote(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is behind the one in use.")] = False,
+    config_file: ConfigFile = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a generation the one in use; a running daemon lets it catch up first."""
+    found = config(config_file, data_dir, verbose)
+    require_generation(found.data_dir, name)
+    at = pointer(found.data_dir)
+    if name == at.current:
+        raise UsageError(f"generation {name} is in use already")
+    url = running_daemon(found.data_dir)
+    if url is not None:
+        _promote_through(url, name)
+    else:
+        if not force:
+            _check_caught_up(found, name, at.current)
+        point_to(found.data_dir, name, at.current)
+    show({"current": name, "previous": at.current}, as_json, lambda: f"generation {name} is in use; was {at.current}")
+
+
+def rollback(
+    config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    """Go back to the generation before; a daemon lets it catch up with what came since."""
+    found = config(config_file, data_dir, verbose)
+    at = pointer(found.data_dir)
+    if at.previous is None or at.previous not in generations(found.data_dir):
+        raise NotFoundError(f"there is no generation before {at.current} to go back to")
+    promote(at.previous, True, config_file, data_dir, as_json, verbose)
+
+
+def drop(
+    name: Name,
+    config_file: ConfigFile = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Remove a generation that is not in use, and free its disk space."""
+    found = config(config_file, data_dir, verbose)
+    freed = drop_generation(found.data_dir, name)
+    show({"dropped": name, "bytes": freed}, as_json, lambda: f"generation {name} dropped, {freed / 1e6:.1f} MB freed")
+
+
+def _promote_through(url: str, name: str) -> None:
+    ask_daemon(url, "/promote", {"generation": name})
+    with progress_bar() as bar:
+        task = bar.add_task(f"records {name} is behind", total=None)
+        while True:
+            status = ask_daemon(url, "/status")
+            if status["generation"] == name:
+                return
+            promotion = status["promotion"] or {}
+            if promotion.get("state") == "failed":
+                raise StoreError(
+                    f"generation {name} was not promoted: {promotion['error']}; {status['generation']} goes on"
+                )
+            behind = sum(sum(row.get("lag", {}).values()) for row in promotion.get("shards", []))
+            bar.update(task, completed=behind)
+            time.sleep(_ASK_EVERY_S)
+
+
+def _check_caught_up(found: Config, name: str, current: str) -> None:
+    """Refuse a generation that has applied less than the one in use."""
+    at: dict[str, dict[str, int]] = {}
+    for generation in (name, current):
+        with open_for_reading(found, generation) as stores:
+            at[generation] = {key: offset for store in stores.values() for key, offset in store.offsets().items()}
+    behind = {key: offset - at[name].get(key, 0) for key, offset in at[current].items()}
+    behind = {key: records for key, records in behind.items() if records > 0}
+    if behind:
+        raise StoreError(
+            f"generation {name} is {sum(behind.values())} records behind {current} ({', '.join(sorted(behind))}); run "
+            f"`facetstream replay --generation {name}`, promote it through a running daemon, or give --force"
+        )

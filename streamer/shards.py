@@ -1,0 +1,384 @@
+"""One shard while this process owns it: restored, opened, kept current and released, all on a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import structlog
+
+from indexer.checkpoints import restore_newest
+from indexer.failpoints import failpoint
+from indexer.index import Index
+from indexer.rebalance.compactor import out_of_bounds
+from indexer.store import store_path
+from schemas.config import Config
+from schemas.errors import StoreError, UsageError
+from streamer.checkpointing import target_of
+from streamer.dead_letters import DeadLetterSink, FileDeadLetters, TopicDeadLetters
+from streamer.generations import dead_letter_path, open_index, release_shard, store_meta
+from streamer.metrics import Metrics
+from streamer.pipeline import Pipeline, Progress
+from streamer.positions import resolve
+from streamer.reader import Span
+from streamer.sources.base import Partition, Source, Stream
+from streamer.sources.eventlog import EventLogSource
+from streamer.sources.kafka import KafkaSource
+from streamer.sources.kafka_partitions import shard_count
+
+if TYPE_CHECKING:
+    from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
+
+log = structlog.get_logger(__name__)
+
+_TICK_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """An index version, and the model it is built with."""
+
+    name: str
+    model: FrozenModel
+
+
+class Step(NamedTuple):
+    """What one batch held."""
+
+    items: int
+    engagements: int
+    letters: int
+
+    @property
+    def records(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Duties:
+    """How a shard is run.
+
+    Attributes:
+        span: which records are read.
+        build: build aside from the live index: letters go to a file, since the live index sends them to the topic,
+            and Kafka is told nothing.
+        resets: partition name -> where to go on, ``earliest``, ``latest`` or an offset, whatever the store says.
+        may_write: whether this process still owns the shard.
+        on_durable: told the positions that survive a power loss.
+        on_progress: told of each batch, by the thread of the shard.
+    """
+
+    span: Span = field(default_factory=Span)
+    build: bool = False
+    resets: Mapping[str, str] = field(default_factory=dict)
+    may_write: Callable[[], bool] = lambda: True
+    on_durable: Callable[[Mapping[Partition, int]], None] = lambda _: None
+    on_progress: Callable[[Step], None] = lambda _: None
+
+
+def open_source(config: Config, *, follow: bool, shard: int | None = None) -> Source:
+    """The configured source: of one shard, or of all.
+
+    Raises:
+        UsageError: if an event log is wanted and not named or not there.
+        BrokerError: if Kafka is wanted and does not answer or lacks a topic.
+    """
+    if config.source.kind == "kafka":
+        return KafkaSource(config, shard)
+    if config.source.path is None:
+        raise UsageError("source.kind is eventlog but source.path is not set; give --events DIRECTORY")
+    limit = config.limits.max_record_bytes
+    return EventLogSource(config.source.path, follow=follow, max_line_bytes=limit, shard=shard)
+
+
+def open_sink(config: Config, generation: str, shard: int = 0, *, build: bool = False) -> DeadLetterSink:
+    """Where a shard's dead letters go: the topic beside Kafka, else a file beside the store."""
+    if config.source.kind == "kafka" and not build:
+        return TopicDeadLetters(config.kafka, shard)
+    return FileDeadLetters(dead_letter_path(config.data_dir, generation, shard))
+
+
+def shard_numbers(config: Config) -> list[int]:
+    """All shards that the source has: one for each partition of the items.
+
+    Raises:
+        ConfigError, UsageError: if the engagements are not partitioned as the items are.
+        BrokerError: if the broker does not answer, or a topic is missing.
+    """
+    if config.source.kind == "kafka":
+        return list(range(shard_count(config)))
+    source = open_source(config, follow=False)
+    try:
+        partitions = source.partitions()
+    finally:
+        source.close()
+    numbers = {stream: {p.number for p in partitions if p.stream is stream} for stream in Stream}
+    items, engagements = numbers[Stream.ITEMS], numbers[Stream.ENGAGEMENTS]
+    if items and engagements and items != engagements:
+        raise UsageError(
+            f"the event log has {len(items)} partitions of items and {len(engagements)} of engagements; "
+            "engagements must be partitioned as the items are: as many, and each in the partition of its item"
+        )
+    return sorted(items | engagements)
+
+
+class Shard:
+    """One shard, from its assignment to its release.
+
+    Attributes:
+        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``closed``.
+        index, pipeline: while it is open.
+        progress: of its pipeline, also when that has ended.
+        error: what ended it, if anything did.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        generation: Generation,
+        config: Config,
+        duties: Duties,
+        metrics: Metrics,
+        after: Shard | None = None,
+    ) -> None:
+        self.number = number
+        self.generation = generation
+        self.index: Index | None = None
+        self.pipeline: Pipeline | None = None
+        self.progress = Progress()
+        self.error: BaseException | None = None
+        self._config = config
+        self._duties = duties
+        self._metrics = metrics
+        self._after = after
+        self._phase = "opening"
+        self._serving = not duties.build
+        self._stopping = False
+        self._open = threading.Lock()
+        self._told = Step(0, 0, 0)
+        self._repeated = 0
+        self._offsets: dict[str, int] = {}
+        self._was_stuck = False
+        self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
+
+    def start(self) -> None:
+        """Begin on its own thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask for a graceful end. Safe in signal handlers."""
+        self._stopping = True
+        if self.pipeline is not None:
+            self.pipeline.stop()
+
+    def abandon(self) -> None:
+        """Ask for an end without applying what is queued: another process may own the shard."""
+        self._stopping = True
+        if self.pipeline is not None:
+            self.pipeline.abandon()
+
+    def join(self, deadline_s: float) -> bool:
+        """Wait for the end; whether it came."""
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, deadline_s))
+        return not self._thread.is_alive()
+
+    @property
+    def state(self) -> str:
+        """Where it is in its life."""
+        if self._phase == "open":
+            return "ready" if self.ready else "catching up"
+        return self._phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has caught up with its source once."""
+        return self.pipeline is not None and self.pipeline.reader.caught_up
+
+    @property
+    def repeated(self) -> int:
+        """Records passed over because the store has them."""
+        return self._repeated if self.pipeline is None else self.pipeline.reader.repeated
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """Where its store stands, or stood when it was closed."""
+        return self._offsets if self.index is None else dict(self.index.view.positions)
+
+    def lag(self) -> dict[str, int]:
+        """Records each partition is behind its end, as last asked; nothing while it is not open."""
+        pipeline = self.pipeline
+        return {} if pipeline is None else pipeline.lag()
+
+    def turned_s(self) -> float:
+        """Seconds since its writer turned; 0 while there is none."""
+        return 0.0 if self.pipeline is None else time.monotonic() - self.pipeline.progress.turned_at
+
+    def serve(self) -> None:
+        """From being built aside to answering: dead letters go where the live index sends them, and Kafka is told.
+
+        Raises:
+            FacetstreamError: if the dead-letter topic cannot be opened.
+        """
+        assert self.pipeline is not None
+        self.pipeline.use_sink(open_sink(self._config, self.generation.name, self.number))
+        self._serving = True
+
+    @contextmanager
+    def held_open(self) -> Iterator[Index]:
+        """Its index, which stays open meanwhile.
+
+        Raises:
+            StoreError: if it is not open.
+        """
+        with self._open:
+            if self.index is None:
+                raise StoreError(f"shard {self.number} is not open now ({self.state}); try again")
+            yield self.index
+
+    def watch(self) -> None:
+        """Tell when it stops making progress, and when it goes on."""
+        reason = None if self.pipeline is None else self.pipeline.stuck()
+        if reason is not None and not self._was_stuck:
+            log.warning("no_progress", shard=self.number, generation=self.generation.name, reason=reason)
+        elif reason is None and self._was_stuck:
+            log.info("progress_again", shard=self.number, generation=self.generation.name)
+        self._was_stuck = reason is not None
+
+    def status(self) -> dict[str, Any]:
+        """What ``/status`` says of it."""
+        index, pipeline = self.index, self.pipeline
+        document: dict[str, Any] = {"shard": self.number, "generation": self.generation.name, "state": self.state}
+        if index is None or pipeline is None:
+            return document
+        stuck, progress = pipeline.stuck(), pipeline.progress
+        return document | {
+            "alive": self.turned_s() < self._config.http.live_after_s,
+            "progressing": stuck is None,
+            "stuck": stuck,
+            "seconds_since_batch": round(time.monotonic() - progress.applied_at, 3),
+            "records": progress.records,
+            "repeated": self.repeated,
+            "lag": self.lag(),
+            "offsets": dict(index.view.positions),
+            "items_live": index.view.totals.items_live,
+            "out_of_bounds": out_of_bounds(index.view),
+            "splits": index.view.totals.splits,
+            "merges": index.view.totals.merges,
+        }
+
+    # -- on its own thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._after is not None and not self._after.join(_TICK_S):
+                if self._stopping:
+                    return
+            self._restore()
+            if not self._stopping:
+                self._keep_current()
+        except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
+            self.error = error
+        finally:
+            self._after = None
+            self._phase = "closed"
+
+    def _restore(self) -> None:
+        """Bring the newest checkpoint here, if there is one and nothing is here."""
+        config, name = self._config, self.generation.name
+        path = store_path(config.data_dir, name, self.number)
+        target = target_of(config)
+        if (path / "CURRENT").exists() or target is None or self._duties.build:
+            return
+        self._phase = "restoring"
+        wanted = store_meta(self.generation.model.manifest, name, config.counters.half_lives_s)
+        began = time.monotonic()
+        found = restore_newest(target, wanted, self.number, path)
+        if found is not None:
+            seconds = round(time.monotonic() - began, 3)
+            log.info("restored", shard=self.number, generation=name, offsets=found.offsets, seconds=seconds)
+
+    def _keep_current(self) -> None:
+        config, duties, name = self._config, self._duties, self.generation.name
+        self._phase = "opening"
+        with open_index(config, self.generation.model, self.number, name) as index:
+            failpoint("shard.opened")
+            bounded = duties.span.to_end or duties.span.stop is not None
+            source = open_source(config, follow=not bounded, shard=self.number)
+            try:
+                self._reset(index, source)
+                self._pump(index, source, open_sink(config, name, self.number, build=duties.build))
+            finally:
+                source.close()
+                failpoint("shard.closing")
+                with self._open:  # a checkpoint that is being taken needs the store
+                    self._repeated, self._offsets = self.repeated, self.offsets
+                    self.pipeline = self.index = None
+
+    def _pump(self, index: Index, source: Source, sink: DeadLetterSink) -> None:
+        duties = self._duties
+        pipeline = Pipeline(
+            index,
+            source,
+            sink,
+            self.generation.model,
+            self._config,
+            span=duties.span,
+            shard=self.number,
+            metrics=self._metrics,
+            on_progress=self._count,
+            on_durable=self._tell_durable,
+            may_write=duties.may_write,
+        )
+        self.index, self.pipeline, self.progress = index, pipeline, pipeline.progress
+        if self._stopping:  # asked before there was a pipeline to ask
+            pipeline.stop()
+        log.info(
+            "shard_opened",
+            shard=self.number,
+            generation=self.generation.name,
+            live=index.view.totals.items_live,
+            offsets=index.view.positions,
+        )
+        self._phase = "open"
+        pipeline.run()
+        log.info(
+            "shard_closed",
+            shard=self.number,
+            generation=self.generation.name,
+            records=pipeline.progress.records,
+            offsets=index.view.positions,
+        )
+
+    def _count(self, progress: Progress) -> None:
+        now = Step(progress.items, progress.engagements, progress.letters)
+        self._duties.on_progress(Step(*(after - before for after, before in zip(now, self._told, strict=True))))
+        self._told = now
+
+    def _tell_durable(self, positions: Mapping[Partition, int]) -> None:
+        if self._serving:
+            self._duties.on_durable(positions)
+
+    def _reset(self, index: Index, source: Source) -> None:
+        mine = {str(partition): partition for partition in source.partitions()}
+        asked = {name: where for name, where in self._duties.resets.items() if name in mine}
+        if asked:
+            found = {name: resolve(self._config, [mine[name]], where)[mine[name]] for name, where in asked.items()}
+            index.reset(found, f"asked for: {asked}", source.identity())
+            log.warning("offsets_reset", shard=self.number, offsets=found)
+
+    def release(self) -> None:
+        """Note on disk that another process owns the shard now.
+
+        Raises:
+            StoreError: if the disk refuses.
+        """
+        try:
+            release_shard(self._config.data_dir, self.generation.name, self.number)
+        except OSError as error:
+            raise StoreError(f"cannot write to {self._config.data_dir}: {error}") from error
