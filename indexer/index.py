@@ -92,8 +92,8 @@ class Index:
         """Remember which source this index is filled from, or refuse another: offsets mean nothing there.
 
         Args:
-            identity: ``kind``, and topic name -> topic id where the broker tells it. What only one side names is not
-                compared.
+            identity: ``kind``, and stream -> name and id of its topic where the broker tells it. What only one side
+                names is not compared.
 
         Raises:
             StoreMismatchError: naming what differs.
@@ -108,9 +108,10 @@ class Index:
                 )
             if was != told:
                 raise StoreMismatchError(
-                    f"topic {name!r} was deleted and created anew: {self.store.path} was filled from the one with id "
-                    f"{was}, now it is {told}, so the stored offsets mean nothing there. Start with an empty store, or "
-                    "give --reset to keep what is indexed and read the new topic from its beginning"
+                    f"{self.store.path} was filled with {name} from topic {was}, now it is {told}: it was deleted and "
+                    "created anew, or another one is configured, so the stored offsets mean nothing there. Put it "
+                    "back, start with an empty store in another --data-dir, or keep what is indexed and read the new "
+                    "topic with --reset PARTITION=earliest for each of its partitions"
                 )
         if identity.items() - stored.items():
             write = self.store.batch()
@@ -126,7 +127,7 @@ class Index:
         Args:
             positions: partition name -> next offset to apply.
             reason: for the journal.
-            identity: of the source from now on; None leaves it as it was.
+            identity: of the source from now on; what it does not name stays as it was.
 
         Raises:
             StoreError: if the disk refuses; nothing is changed then.

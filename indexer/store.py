@@ -65,7 +65,7 @@ class Store:
         Raises:
             StoreError: if there is one already, or the directory cannot be written.
         """
-        if _is_there(path):
+        if is_there(path):
             raise StoreError(f"{path} already holds a store; open it, or choose another --data-dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class Store:
         Raises:
             StoreError, StoreLockedError: as :meth:`open` and :meth:`create`.
         """
-        if not _is_there(path):
+        if not is_there(path):
             return cls.create(path, meta)
         store = cls.open(path)
         # RocksDB makes its files first: a process killed right then leaves a store that says nothing of itself.
@@ -96,7 +96,7 @@ class Store:
             StoreError: if there is none.
             StoreLockedError: if another process has it.
         """
-        if not _is_there(path):
+        if not is_there(path):
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
         check_manifest(path)
         store = cls(path, open_db(path, AccessType.read_write()))
@@ -111,7 +111,7 @@ class Store:
         Raises:
             StoreError: if there is none.
         """
-        if not _is_there(path):
+        if not is_there(path):
             raise StoreError(f"{path} holds no store; start `facetstream run` or `facetstream demo` to make one")
         aside = tempfile.TemporaryDirectory(prefix="facetstream-secondary-")
         try:
@@ -322,7 +322,7 @@ class Store:
         return sum(map(_file_size, self.path.iterdir()))
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Whether a directory holds a store.
 
     Raises:

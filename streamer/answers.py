@@ -85,7 +85,8 @@ class _Answers:
         overrides = {name: document[name] for name in ("k", "indices") if name in document}
         retrieval = self._config.retrieval
         settings = type(retrieval).model_validate(retrieval.model_dump() | overrides)
-        readers = {shard.number: ViewReader(shard.index.view) for shard in self._shards() if shard.index is not None}
+        open_here = {shard.number: shard.index for shard in self._shards()}
+        readers = {number: ViewReader(index.view) for number, index in open_here.items() if index is not None}
         if not readers:
             raise StoreError("no shard is open here yet; see /readyz")
         found = fan_out(readers, triggers, settings, now_ms(), seed)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 
-_LETTER_BYTES: Final = 16 << 20
+BATCH_BYTES: Final = 16 << 20  # with writer.queue_batches this bounds memory, whatever the size of a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Part:
     order: I64
 
 
-def cut(released: Iterable[Aligned], size: int, letter_bytes: int = _LETTER_BYTES) -> Iterator[list[Part]]:
+def cut(released: Iterable[Aligned], size: int, most_bytes: int = BATCH_BYTES) -> Iterator[list[Part]]:
     """Cut released records into batches of ``size`` records, in the order of their clocks.
 
     Letters have the clock of the event before them: a flood of them fills batches as events do, and no more.
@@ -59,7 +59,7 @@ def cut(released: Iterable[Aligned], size: int, letter_bytes: int = _LETTER_BYTE
     Args:
         released: as the aligner gives them: each partition's consecutive.
         size: most records of a batch.
-        letter_bytes: a batch whose letters hold as many ends there, as letters may be of any size.
+        most_bytes: a batch whose records hold as many ends there.
     """
     rest: list[Aligned | None] = list(released)
     if not rest:
@@ -69,17 +69,15 @@ def cut(released: Iterable[Aligned], size: int, letter_bytes: int = _LETTER_BYTE
     by_clock = np.lexsort((part_of, np.concatenate([each.clocks for each in rows])))
     in_order, total = part_of[by_clock], len(by_clock)
     ends: I64 | None = None
-    if any(each.letter_bytes is not None for each in rows):
-        sizes = [
-            np.zeros(len(each.clocks), np.int64) if each.letter_bytes is None else each.letter_bytes for each in rows
-        ]
+    if sum(aligned.decoded.nbytes for aligned in rest if aligned is not None) > most_bytes:
+        sizes = [_sizes(aligned.decoded, row) for aligned, row in zip(rest, rows, strict=True) if aligned is not None]
         ends = np.cumsum(np.concatenate(sizes)[by_clock])
     at = 0
     while at < max(1, total):
         end = at + size
         if ends is not None and at < total:
             before = int(ends[at - 1]) if at else 0
-            end = min(end, 1 + int(np.searchsorted(ends, before + letter_bytes)))
+            end = min(end, 1 + int(np.searchsorted(ends, before + most_bytes)))
         yield list(_take(rest, rows, in_order[at:end]))
         at = end
 
@@ -92,14 +90,12 @@ class _Rows:
         clocks: (n,) ascending, also from one part of a partition to the next.
         offsets: (n,) theirs; None where all are events.
         is_event: (n,) bool; None where all are.
-        letter_bytes: (n,) of each letter, 0 of an event; None where all are events.
         taken: how many are in batches already.
     """
 
     clocks: I64
     offsets: I64 | None = None
     is_event: npt.NDArray[np.bool_] | None = None
-    letter_bytes: I64 | None = None
     taken: int = 0
 
 
@@ -114,12 +110,21 @@ def _rows(parts: Iterable[Aligned]) -> Iterator[_Rows]:
             offsets = np.concatenate([decoded.offsets, letters])
             by_offset = np.argsort(offsets)
             is_event = (np.arange(len(offsets)) < len(clocks))[by_offset]
-            sizes = np.zeros(len(offsets), np.int64)
-            sizes[~is_event] = [len(letter.value or b"") for letter in decoded.letters]
-            yield _Rows(np.concatenate([clocks, of_letters])[by_offset], offsets[by_offset], is_event, sizes)
+            yield _Rows(np.concatenate([clocks, of_letters])[by_offset], offsets[by_offset], is_event)
         else:
             yield _Rows(clocks)
         last[decoded.partition] = int(clocks[-1]) if len(clocks) else before
+
+
+def _sizes(decoded: Decoded, row: _Rows) -> I64:
+    """(n,) bytes of each record's value."""
+    events = np.fromiter(map(len, decoded.values), np.int64, len(decoded.values))
+    if row.is_event is None:
+        return events
+    sizes = np.empty(len(row.clocks), np.int64)
+    sizes[row.is_event] = events
+    sizes[~row.is_event] = [len(letter.value or b"") for letter in decoded.letters]
+    return sizes
 
 
 def _take(rest: list[Aligned | None], rows: list[_Rows], in_order: I64) -> Iterator[Part]:

@@ -19,7 +19,6 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from indexer.failpoints import failpoint
 from indexer.store import now_ms
 from schemas.config import Config
 from schemas.errors import StoreError, StoreLockedError, UsageError
@@ -32,7 +31,7 @@ from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
 from streamer.promotion import Promotion
 from streamer.reader import Span
-from streamer.shards import Duties, Generation, Shard, Step, shard_numbers
+from streamer.shards import Duties, Generation, Shard, Step, open_source, shard_numbers
 from streamer.sources.base import Partition
 
 log = structlog.get_logger(__name__)
@@ -71,10 +70,11 @@ def run_daemon(
         FacetstreamError: what could not be opened, or ended the run.
     """
     with _held(config.data_dir):
+        _check_resets(config, resets or {})
         model = load_model(config)
         make_generation(config.data_dir, current_generation(config.data_dir), model)
         serving = Generation(current_generation(config.data_dir), model)
-        duties = Duties(Span(to_end=to_end), resets=resets or {}, on_progress=on_progress)
+        duties = Duties(Span(to_end=to_end), resets=dict(resets or {}), on_progress=on_progress)
         daemon = Daemon(config, serving, duties)
         try:
             server = HttpServer(config.http, daemon.metrics.registry, routes(config, daemon))
@@ -111,6 +111,7 @@ class Daemon:
         self._durable: dict[Partition, int] = {}
         self._bounded = duties.span.to_end
         self._ended: list[Shard] = []
+        self._successions: list[tuple[Shard, Shard, int | None]] = []
         self._done = [0, 0]
         self._asked_to_stop = False
         self._watched_at = 0.0
@@ -225,19 +226,19 @@ class Daemon:
         if self._durable:
             # Writers put in more meanwhile: take what is there key by key.
             positions = {partition: self._durable.pop(partition) for partition in list(self._durable)}
-            failpoint("commit.before")
             self.membership.commit(positions)
-            failpoint("commit.after")
 
     def _raise_errors(self) -> None:
         for shard in [*self.shards.values(), *self._ended]:
-            if shard.error is not None:
+            if shard.error is not None and shard.serving:
                 raise shard.error
 
     def _watch(self) -> None:
-        self._ended = [shard for shard in self._ended if shard.error is not None or not shard.join(0)]
+        failed = [shard for shard in self._ended if shard.error is not None and shard.serving]
+        self._ended = [shard for shard in self._ended if shard in failed or not shard.join(0)]
         if self.promotion is not None:
             self._turn(self.promotion)
+        self._succeed()
         if time.monotonic() - self._watched_at > _WATCH_S:
             self._watched_at = time.monotonic()
             for shard in self.shards.values():
@@ -293,25 +294,46 @@ class Daemon:
             leaving = promotion.remove(list(promotion.shards))
             for shard in leaving:
                 shard.abandon()
-                shard.error = None  # told; what serves goes on
             self._ended += leaving
             self.promotion, self.promoted = None, promotion.end("failed", error)
-        elif promotion.caught_up():
+        elif self.joined and promotion.caught_up(self.shards):
             self._switch(promotion)
 
     def _switch(self, promotion: Promotion) -> None:
         """Every shard of the new generation has caught up: it answers from now on, and the old one is closed."""
         old, new = self.serving, promotion.generation
-        for shard in promotion.shards.values():
-            shard.serve()
         point_to(self.config.data_dir, new.name, old.name)
         leaving = list(self.shards.values())
         self.shards, self.serving, self.promotion = promotion.shards, new, None
         self.promoted = promotion.end("done")
         for shard in leaving:
             shard.stop()
+            self._successions.append((shard, self.shards[shard.number], promotion.letters_at.get(shard.number)))
         self._ended += leaving
         log.info("generation_promoted", generation=new.name, before=old.name, model_hash=new.model.manifest.model_hash)
+
+    def _succeed(self) -> None:
+        """Shards of a new generation go on where the old ones have ended."""
+        for succession in list(self._successions):
+            before, after, letters_at = succession
+            if before.join(0):
+                self._successions.remove(succession)
+                if self.shards.get(after.number) is after:
+                    after.serve(letters_at)
+
+
+def _check_resets(config: Config, resets: Mapping[str, str]) -> None:
+    """Refuse partitions that the source does not have, which no shard would ever reset."""
+    if not resets:
+        return
+    source = open_source(config, follow=False)
+    try:
+        names = sorted(map(str, source.partitions()))
+    finally:
+        source.close()
+    for name in resets:
+        if name not in names:
+            raise UsageError(f"--reset {name}: the source has no such partition; it has {', '.join(names)}")
 
 
 def _instance_id(data_dir: Path) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DeadLetterSink",
     "FileDeadLetters",
+    "NoDeadLetters",
     "TopicDeadLetters",
     "read_file",
     "read_topic",
@@ -56,6 +57,28 @@ class DeadLetterSink(Protocol):
     def close(self) -> None:
         """Release everything; idempotent."""
         ...
+
+
+class NoDeadLetters:
+    """Keeps none: of an index built beside the live one, which sends the letters of the same records to the topic."""
+
+    def __init__(self) -> None:
+        self._position: int | None = None
+
+    @property
+    def position(self) -> int | None:
+        """As it was given to :meth:`restore`: the index may have written to the topic before."""
+        return self._position
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Drop them."""
+
+    def restore(self, position: int | None) -> None:
+        """Remember the position."""
+        self._position = position
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 class FileDeadLetters:

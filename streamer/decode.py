@@ -60,6 +60,11 @@ class Decoded:
     start: int | None = None
     lost: int = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values, those of letters too."""
+        return sum(map(len, self.values)) + sum(len(letter.value or b"") for letter in self.letters)
+
     def split(self, count: int) -> tuple[Decoded, Decoded]:
         """The first ``count`` events with the letters before the next one, and the rest; ``0 < count < n``."""
         return self.split_at(int(self.offsets[count]))

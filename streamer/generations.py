@@ -262,21 +262,28 @@ def open_index(config: Config, model: FrozenModel, shard: int = 0, generation: s
     name = current_generation(config.data_dir) if generation is None else generation
     make_generation(config.data_dir, name, model)
     path = store_path(config.data_dir, name, shard)
-    released = _released(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         index = Index.open(
             path, store_meta(model.manifest, name, config.counters.half_lives_s), model.codewords, config
         )
-        released.unlink(missing_ok=True)
+        own_shard(config.data_dir, name, shard)
     except OSError as error:
         raise StoreError(f"cannot write to {config.data_dir}: {error}; choose another --data-dir") from error
     return index
 
 
-def release_shard(data_dir: Path, generation: str, shard: int) -> None:
-    """Note that another process has this shard now: what is here is no longer kept up to date."""
-    _released(store_path(data_dir, generation, shard)).touch()
+def release_shard(data_dir: Path, shard: int) -> None:
+    """Note that another process has this shard now: what is here, of any generation, is no longer kept up to date."""
+    for generation in generations(data_dir):
+        path = store_path(data_dir, generation, shard)
+        if path.exists():
+            _released(path).touch()
+
+
+def own_shard(data_dir: Path, generation: str, shard: int) -> None:
+    """Undo :func:`release_shard` for one generation: what is here will be kept up to date."""
+    _released(store_path(data_dir, generation, shard)).unlink(missing_ok=True)
 
 
 def local_shards(data_dir: Path, generation: str, *, released: bool = False) -> list[int]:

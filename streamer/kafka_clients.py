@@ -183,8 +183,8 @@ def topic_facts(admin: KafkaAdminClient, config: KafkaConfig, topics: Sequence[s
             )
         if code:
             raise BrokerError(f"Kafka at {config.bootstrap_servers}: topic {name!r}: {for_code(code).__name__}")
-        found = described[name].get("topic_id")
-        facts.append(TopicFacts(name, len(described[name]["partitions"]), UUID(str(found)) if found else None))
+        found = UUID(str(described[name].get("topic_id") or UUID(int=0)))
+        facts.append(TopicFacts(name, len(described[name]["partitions"]), found if found.int else None))
     return facts
 
 

@@ -120,6 +120,7 @@ class KafkaGroup:
         self._commits = Commits(self._coordinator)
         self._joining: Future | None = None
         self._held: frozenset[int] = frozenset()
+        self._started = self._told = False
         self._away = False
         self._closed = False
 
@@ -173,6 +174,13 @@ class KafkaGroup:
             error, self._joining = self._joining.exception, None
             if error is not None:
                 self._joining_failed(error)
+            elif not self._started:
+                self._started = True
+                # A static member that died while it gave shards up is handed the rest when it starts again, and the
+                # group waits for ever for it to say that the others are free. Joining once more says so.
+                coordinator.request_rejoin()
+                if not self._told:
+                    self._owner.assign([], coordinator.generation_id)
         if coordinator.fenced:
             self._joining_failed(FencedInstanceIdError())
         heart_stopped = False
@@ -214,7 +222,7 @@ class KafkaGroup:
         raise error
 
     def _tell(self, change: _Change) -> None:
-        log.info("shards_changed", what=change.what.value, shards=sorted(change.shards), epoch=change.epoch)
+        self._told = True
         try:
             if change.what is _What.ASSIGN:
                 self._held |= change.shards

@@ -24,7 +24,11 @@ class Owner(Protocol):
     """Who opens and closes shards. Called from the thread that turns the membership."""
 
     def assign(self, shards: Collection[int], epoch: int) -> None:
-        """These are ours from now on. Returns at once: opening takes its time elsewhere."""
+        """These are ours from now on. Returns at once: opening takes its time elsewhere.
+
+        None at all are told once, to a member that joined and got none, or none yet. ``epoch`` is the group's
+        generation.
+        """
         ...
 
     def revoke(self, shards: Collection[int], deadline_s: float) -> None:

@@ -133,7 +133,7 @@ class Pipeline:
         """
         self._index.bind_source(self._source.identity())
         positions = self._positions()
-        self._restore_sink()
+        self._restore_sink(self._index.view.totals.dead_letter_position)
         threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
         if self._config.rebalance.enabled:
             threads.append(threading.Thread(target=self._rebalance, name="compactor", daemon=True))
@@ -157,8 +157,12 @@ class Pipeline:
         if not self._abandoned:
             self._on_durable(self._durable())
 
-    def use_sink(self, sink: DeadLetterSink) -> None:
+    def use_sink(self, sink: DeadLetterSink, position: int | None) -> None:
         """Send dead letters elsewhere from now on. May be called by any thread but the writer's.
+
+        Args:
+            sink: takes them.
+            position: where in it letters may be found already.
 
         Raises:
             InboxClosedError: if the writer is stopping.
@@ -167,7 +171,7 @@ class Pipeline:
         def exchange(_: IndexWriter) -> None:
             self._sink.close()
             self._sink = sink
-            self._restore_sink()
+            self._restore_sink(position)
 
         self.inbox.call(exchange)
 
@@ -182,9 +186,9 @@ class Pipeline:
                 )
         return {partition: stored[name] for name, partition in self._partitions.items() if name in stored}
 
-    def _restore_sink(self) -> None:
+    def _restore_sink(self, position: int | None) -> None:
+        self._sink.restore(position)
         stored = self._index.view.totals.dead_letter_position
-        self._sink.restore(stored)
         if self._sink.position not in {None, stored}:
             # Else a crash right after the first letters would leave nothing to cut them back to.
             meta = self._index.view.meta
@@ -235,10 +239,12 @@ class Pipeline:
 
     def _obstacle(self) -> str | None:
         """What keeps batches waiting."""
-        if self._stop.is_set():
-            return None  # nobody splits any more, and the lease may never come back: waiting would never end
         if not self._may_write():
+            if self._stop.is_set():
+                self.abandon()  # the lease may never come back: what is queued is left to whoever has it
             return "the consumer group has not been heard of for kafka.session_timeout_s: another may own the shard"
+        if self._stop.is_set():
+            return None  # nobody splits any more: waiting would never end
         if self._config.rebalance.enabled and self.compactor.overloaded():
             return "an overloaded leaf is being split"
         return None

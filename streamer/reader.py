@@ -12,7 +12,7 @@ import structlog
 from schemas.config import Config
 from schemas.errors import UsageError
 from streamer.align import Aligned, Aligner
-from streamer.batching import Prepared, cut, prepare
+from streamer.batching import BATCH_BYTES, Prepared, cut, prepare
 from streamer.decode import Decoder
 from streamer.inbox import Inbox
 from streamer.sources.base import Partition, Source, clip
@@ -127,7 +127,7 @@ class Reader:
                 released = aligner.release(self._read.keys() - self._with_records(aligner))
             backlog += released
             # While the writer has enough to do, a batch may grow: large ones cost less.
-            if backlog and (not len(self._inbox) or sum(map(len, backlog)) >= size):
+            if backlog and (not len(self._inbox) or sum(map(len, backlog)) >= size or _large(backlog)):
                 for parts in cut(backlog, size):
                     if not self._inbox.put(prepare(parts, self._model)):
                         return
@@ -201,3 +201,8 @@ class Reader:
             self._source.resume(sorted(paused - ahead))
         paused.clear()
         paused.update(ahead)
+
+
+def _large(backlog: list[Aligned]) -> bool:
+    """Whether waiting for more would take memory for more than a batch."""
+    return sum(aligned.decoded.nbytes for aligned in backlog) >= BATCH_BYTES

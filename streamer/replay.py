@@ -83,7 +83,9 @@ def replay(
     for number in numbers:
         partitions = _partitions(config, number)
         first = {} if start is None else resolve(config, partitions, start)
-        last = resolve(config, partitions, stop)
+        ends = resolve(config, partitions, "latest")
+        # Beyond the end there is nothing to wait for: a replay ends.
+        last = {p: min(at, ends[p]) for p, at in resolve(config, partitions, stop).items()}
         if wrong := [p for p in partitions if p in first and first[p] > last[p]]:
             raise UsageError(f"{wrong[0]}: the replay would start at {first[wrong[0]]} and stop at {last[wrong[0]]}")
         span = Span(first, last, rate=None if rate is None else rate / len(numbers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,8 +19,9 @@ from indexer.store import store_path
 from schemas.config import Config
 from schemas.errors import StoreError, UsageError
 from streamer.checkpointing import target_of
-from streamer.dead_letters import DeadLetterSink, FileDeadLetters, TopicDeadLetters
+from streamer.dead_letters import DeadLetterSink, FileDeadLetters, NoDeadLetters, TopicDeadLetters
 from streamer.generations import dead_letter_path, open_index, release_shard, store_meta
+from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
 from streamer.pipeline import Pipeline, Progress
 from streamer.positions import resolve
@@ -65,9 +66,9 @@ class Duties:
 
     Attributes:
         span: which records are read.
-        build: build aside from the live index: letters go to a file, since the live index sends them to the topic,
-            and Kafka is told nothing.
-        resets: partition name -> where to go on, ``earliest``, ``latest`` or an offset, whatever the store says.
+        build: build aside from the live index, which sends dead letters to the topic and tells Kafka where it is.
+        resets: partition name -> where to go on, ``earliest``, ``latest`` or an offset, whatever the store says. What
+            was done is taken out: a shard that goes and comes back is not reset again.
         may_write: whether this process still owns the shard.
         on_durable: told the positions that survive a power loss.
         on_progress: told of each batch, by the thread of the shard.
@@ -75,7 +76,7 @@ class Duties:
 
     span: Span = field(default_factory=Span)
     build: bool = False
-    resets: Mapping[str, str] = field(default_factory=dict)
+    resets: dict[str, str] = field(default_factory=dict)
     may_write: Callable[[], bool] = lambda: True
     on_durable: Callable[[Mapping[Partition, int]], None] = lambda _: None
     on_progress: Callable[[Step], None] = lambda _: None
@@ -98,8 +99,8 @@ def open_source(config: Config, *, follow: bool, shard: int | None = None) -> So
 
 def open_sink(config: Config, generation: str, shard: int = 0, *, build: bool = False) -> DeadLetterSink:
     """Where a shard's dead letters go: the topic beside Kafka, else a file beside the store."""
-    if config.source.kind == "kafka" and not build:
-        return TopicDeadLetters(config.kafka, shard)
+    if config.source.kind == "kafka":
+        return NoDeadLetters() if build else TopicDeadLetters(config.kafka, shard)
     return FileDeadLetters(dead_letter_path(config.data_dir, generation, shard))
 
 
@@ -132,6 +133,8 @@ class Shard:
 
     Attributes:
         state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``closed``.
+        serving: whether it is of the live index; else it is built aside, and its end is not that of the daemon.
+        held: it waits with what it has read, until the one that served before has ended.
         index, pipeline: while it is open.
         progress: of its pipeline, also when that has ended.
         error: what ended it, if anything did.
@@ -157,8 +160,9 @@ class Shard:
         self._metrics = metrics
         self._after = after
         self._phase = "opening"
-        self._serving = not duties.build
-        self._stopping = False
+        self.serving = not duties.build
+        self.held = False
+        self._stopping = self._abandoned = False
         self._open = threading.Lock()
         self._told = Step(0, 0, 0)
         self._repeated = 0
@@ -178,7 +182,7 @@ class Shard:
 
     def abandon(self) -> None:
         """Ask for an end without applying what is queued: another process may own the shard."""
-        self._stopping = True
+        self._stopping = self._abandoned = True
         if self.pipeline is not None:
             self.pipeline.abandon()
 
@@ -210,6 +214,16 @@ class Shard:
         """Where its store stands, or stood when it was closed."""
         return self._offsets if self.index is None else dict(self.index.view.positions)
 
+    @property
+    def letters_at(self) -> int | None:
+        """Where its dead-letter sink stood after the last batch; None if that is not known."""
+        return None if self.index is None else self.index.view.totals.dead_letter_position
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its writer takes no batches now, and has applied those it took."""
+        return self.pipeline is not None and self.pipeline.progress.waits_for is not None
+
     def lag(self) -> dict[str, int]:
         """Records each partition is behind its end, as last asked; nothing while it is not open."""
         pipeline = self.pipeline
@@ -219,15 +233,20 @@ class Shard:
         """Seconds since its writer turned; 0 while there is none."""
         return 0.0 if self.pipeline is None else time.monotonic() - self.pipeline.progress.turned_at
 
-    def serve(self) -> None:
-        """From being built aside to answering: dead letters go where the live index sends them, and Kafka is told.
+    def serve(self, letters_at: int | None) -> None:
+        """From being built aside to being the live index: letters go to the topic, and Kafka is told.
+
+        Args:
+            letters_at: from where in the topic letters of its next records may be found; None: anywhere.
 
         Raises:
             FacetstreamError: if the dead-letter topic cannot be opened.
         """
-        assert self.pipeline is not None
-        self.pipeline.use_sink(open_sink(self._config, self.generation.name, self.number))
-        self._serving = True
+        pipeline = self.pipeline
+        if pipeline is not None and self._config.source.kind == "kafka":  # a file is a generation's own
+            with suppress(InboxClosedError):  # it ended meanwhile, and its error is told as any other
+                pipeline.use_sink(open_sink(self._config, self.generation.name, self.number), letters_at)
+        self.serving, self.held = True, False
 
     @contextmanager
     def held_open(self) -> Iterator[Index]:
@@ -333,11 +352,11 @@ class Shard:
             metrics=self._metrics,
             on_progress=self._count,
             on_durable=self._tell_durable,
-            may_write=duties.may_write,
+            may_write=lambda: duties.may_write() and not self.held,
         )
         self.index, self.pipeline, self.progress = index, pipeline, pipeline.progress
         if self._stopping:  # asked before there was a pipeline to ask
-            pipeline.stop()
+            (pipeline.abandon if self._abandoned else pipeline.stop)()
         log.info(
             "shard_opened",
             shard=self.number,
@@ -361,7 +380,7 @@ class Shard:
         self._told = now
 
     def _tell_durable(self, positions: Mapping[Partition, int]) -> None:
-        if self._serving:
+        if self.serving:
             self._duties.on_durable(positions)
 
     def _reset(self, index: Index, source: Source) -> None:
@@ -369,8 +388,12 @@ class Shard:
         asked = {name: where for name, where in self._duties.resets.items() if name in mine}
         if asked:
             found = {name: resolve(self._config, [mine[name]], where)[mine[name]] for name, where in asked.items()}
-            index.reset(found, f"asked for: {asked}", source.identity())
+            reset = {"kind", *(mine[name].stream.value for name in asked)}  # the other stream keeps its topic's id
+            identity = {name: told for name, told in source.identity().items() if name in reset}
+            index.reset(found, f"asked for: {asked}", identity)
             log.warning("offsets_reset", shard=self.number, offsets=found)
+            for name in asked:
+                del self._duties.resets[name]
 
     def release(self) -> None:
         """Note on disk that another process owns the shard now.
@@ -379,6 +402,6 @@ class Shard:
             StoreError: if the disk refuses.
         """
         try:
-            release_shard(self._config.data_dir, self.generation.name, self.number)
+            release_shard(self._config.data_dir, self.number)
         except OSError as error:
             raise StoreError(f"cannot write to {self._config.data_dir}: {error}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -16,12 +18,14 @@ from indexer.checkpoints.taking import WORKERS
 from indexer.checkpoints.target import CheckpointTarget
 from indexer.durable import sync_path
 from indexer.failpoints import failpoint
-from indexer.store import Store, check_meta
+from indexer.store import Store, check_meta, is_there
 from schemas.checkpoints import CheckpointFile, CheckpointInfo
 from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
 from schemas.store import StoreMeta
 
 log = structlog.get_logger(__name__)
+
+_REMAINS: Final = re.compile(r"(LOG.*|LOCK|IDENTITY|(MANIFEST|OPTIONS)-.*|.*\.dbtmp|\d+\.log|rocksdict-config\.json)")
 
 
 def restore(target: CheckpointTarget, info: CheckpointInfo, into: Path, *, wanted: StoreMeta | None = None) -> None:
@@ -32,7 +36,8 @@ def restore(target: CheckpointTarget, info: CheckpointInfo, into: Path, *, wante
     Args:
         target: where it lies.
         info: which.
-        into: must not exist. ``INTO.partial`` is worked in; what a killed process left there is removed.
+        into: must not exist, or hold no more than a store whose making was cut short. ``INTO.partial`` is worked in;
+            what a killed process left there is removed.
         wanted: refuse a checkpoint of something else.
 
     Raises:
@@ -42,8 +47,7 @@ def restore(target: CheckpointTarget, info: CheckpointInfo, into: Path, *, wante
     """
     if wanted is not None:
         check_meta(info.store, wanted, Path(f"checkpoint {info.name} in {target}"))
-    if into.exists():
-        raise StoreError(f"{into} exists; a checkpoint is restored only where nothing is: move it away first")
+    _check_free(into)
     began = time.perf_counter()
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -56,6 +60,7 @@ def restore(target: CheckpointTarget, info: CheckpointInfo, into: Path, *, wante
         _check(partial, info, target)
         for path in (*partial.iterdir(), partial):
             sync_path(path)
+        _remove_remains(into)
         partial.rename(into)
         sync_path(into.parent)
     except OSError as error:
@@ -87,7 +92,7 @@ def restore_newest(
         target: where they lie.
         wanted: what the artifact at hand makes of a store; checkpoints of anything else are passed over.
         shard: its number.
-        into: must not exist.
+        into: as :func:`restore` takes it.
         accept: False passes a checkpoint over, because its source is another, for example.
 
     Returns:
@@ -96,6 +101,7 @@ def restore_newest(
     Raises:
         StoreError: if ``into`` exists, or target or disk refuse.
     """
+    _check_free(into)
     for info in list_(target, model_hash=wanted.model_hash, shard=shard):
         if not accept(info):
             continue
@@ -106,6 +112,25 @@ def restore_newest(
             continue
         return info
     return None
+
+
+def _check_free(into: Path) -> None:
+    if is_there(into) or not _without_data(into):
+        raise StoreError(f"{into} exists; a checkpoint is restored only where nothing is: move it away first")
+
+
+def _without_data(into: Path) -> bool:
+    """Whether there is nothing, or only what RocksDB makes before it holds anything: its process was killed there."""
+    return not into.exists() or (
+        into.is_dir() and all(path.is_file() and _REMAINS.fullmatch(path.name) for path in into.iterdir())
+    )
+
+
+def _remove_remains(into: Path) -> None:
+    if into.exists() and not is_there(into) and _without_data(into):
+        for path in into.iterdir():
+            path.unlink()
+        into.rmdir()
 
 
 def _fetch(target: CheckpointTarget, info: CheckpointInfo, name: str, file: CheckpointFile, partial: Path) -> None:

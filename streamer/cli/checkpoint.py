@@ -14,7 +14,14 @@ from schemas.errors import NotFoundError, StoreError
 from streamer.asking import ask_daemon, running_daemon
 from streamer.checkpointing import shown, target_of
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
-from streamer.generations import current_generation, load_model, local_shards, make_generation, open_for_reading
+from streamer.generations import (
+    current_generation,
+    load_model,
+    local_shards,
+    make_generation,
+    open_for_reading,
+    own_shard,
+)
 from streamer.verification import verify_shards
 
 Url = Annotated[str | None, typer.Option("--url", help="Directory or fsspec URL.", show_default="checkpoints.url")]
@@ -96,6 +103,7 @@ def restore(
             Store.open(path).close()  # nobody writes to it, or this raises
             path.rename(path.with_name(f"{path.name}.replaced-{time.time_ns() // 1_000_000}"))
         checkpoints.restore(target, info, path)
+        own_shard(found.data_dir, name, number)
         rows.append(shown(info, target))
     if not rows:
         raise NotFoundError(f"{target} holds no checkpoint for model {wanted[:12]}")

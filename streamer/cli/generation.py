@@ -179,7 +179,7 @@ def _promote_through(url: str, name: str) -> None:
 
 
 def _check_caught_up(found: Config, name: str, current: str) -> None:
-    """Refuse a generation that has applied less than the one in use."""
+    """Refuse a generation that has applied less than the one in use; beside Kafka also one that has applied more."""
     at: dict[str, dict[str, int]] = {}
     for generation in (name, current):
         with open_for_reading(found, generation) as stores:
@@ -190,4 +190,10 @@ def _check_caught_up(found: Config, name: str, current: str) -> None:
         raise StoreError(
             f"generation {name} is {sum(behind.values())} records behind {current} ({', '.join(sorted(behind))}); run "
             f"`facetstream replay --generation {name}`, promote it through a running daemon, or give --force"
+        )
+    ahead = sum(offset - at[current].get(key, 0) for key, offset in at[name].items())
+    if ahead and found.source.kind == "kafka":
+        raise StoreError(
+            f"generation {name} is {ahead} records ahead of {current}, which has not sent their dead letters to topic "
+            f"{found.kafka.dead_letters_topic!r} yet; promote it through a running daemon, or give --force"
         )

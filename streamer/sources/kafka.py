@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -25,12 +24,11 @@ from streamer.kafka_clients import (
     with_leader,
 )
 from streamer.sources.base import Partition, Records
+from streamer.sources.kafka_backlog import Backlog
 from streamer.sources.kafka_partitions import PartitionLag, find_topics, read_lag
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
-
-    from kafka.consumer.fetcher import ConsumerRecord
 
     from schemas.config import Config
 
@@ -40,29 +38,6 @@ log = structlog.get_logger(__name__)
 
 _ASK_S: Final = 2.0  # while reading, which the answer must not hold up
 _CLOSE_MS: Final = 2_000
-
-
-@dataclass(slots=True)
-class _Held:
-    """Fetched records of one partition that no poll has taken yet.
-
-    Attributes:
-        after: the offset after the last; further than one more than it where offsets have a gap.
-        lost: how many offsets before ``after`` were removed before they were read.
-    """
-
-    records: list[ConsumerRecord]
-    after: int
-    taken: int = 0
-    lost: int = 0
-
-    @property
-    def left(self) -> int:
-        return len(self.records) - self.taken
-
-    def take(self, wanted: int) -> list[ConsumerRecord]:
-        start, self.taken = self.taken, min(self.taken + wanted, len(self.records))
-        return self.records[start : self.taken]
 
 
 class KafkaSource:
@@ -84,15 +59,14 @@ class KafkaSource:
         self._config = config.kafka
         topics = find_topics(config.kafka)
         self._topic_ids = {topic.name: topic.id for topic in topics if topic.id is not None}
-        self._identity = {"kind": "kafka"} | {topic.stream.value: f"{topic.name} {topic.id}" for topic in topics}
+        named = {topic.stream.value: f"{topic.name} {topic.id}" for topic in topics if topic.id is not None}
+        self._identity = {"kind": "kafka"} | named
         self._partitions = sorted(found for topic in topics for found in topic.partitions(shard))
         self._consumer = open_consumer(config.kafka)
         self._keys = {TopicPartition(p.topic, p.number): p for p in self._partitions}
         self._names = {partition: key for key, partition in self._keys.items()}
         self._consumer.assign(list(self._keys))
-        self._paused: set[Partition] = set()
-        self._held: dict[Partition, _Held] = {}
-        self._next: dict[Partition, int] = {}
+        self._backlog = Backlog()
         self._ends: dict[Partition, int] = {}
         self._missing: set[str] = set()
         self._connected = True
@@ -124,12 +98,12 @@ class KafkaSource:
                 )
             if offset > ends[partition] or (offset < beginnings[partition] and not self._may_skip):
                 raise self._out_of_range(partition, offset, beginnings[partition], ends[partition])
-        self._held.clear()
-        for key, partition in self._keys.items():
-            self._next[partition] = positions.get(partition, beginnings[partition])
-            self._consumer.seek(key, self._next[partition])
-            if self._next[partition] < beginnings[partition]:
-                self._skip(partition, self._next[partition], beginnings[partition])
+        starts = {partition: positions.get(partition, beginning) for partition, beginning in beginnings.items()}
+        self._backlog.start(starts)
+        for partition, start in starts.items():
+            self._consumer.seek(self._names[partition], start)
+            if start < beginnings[partition]:
+                self._skip(partition, beginnings[partition])
 
     def poll(self, max_records: int, timeout_s: float) -> list[Records]:
         """Up to ``max_records`` records in all, shared evenly among the partitions that have some at hand.
@@ -142,11 +116,11 @@ class KafkaSource:
             BrokerError: if records were removed before they were read and that may not be passed over, fail their
                 checksum, or are refused to us.
         """
-        if not self._next:
+        if not self._backlog.started:
             self.seek({})
-        if not self._ready():
+        if not self._backlog.ready():
             self._fetch(timeout_s)
-        return self._take(max_records)
+        return self._backlog.take(max_records)
 
     def end_offsets(self) -> dict[Partition, int]:
         """The offset after the last whole transaction of each partition, asked of the broker.
@@ -171,12 +145,12 @@ class KafkaSource:
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """Stop returning and fetching records of these partitions, without losing position."""
-        self._paused.update(partitions)
+        self._backlog.pause(partitions)
         self._consumer.pause(*(self._names[partition] for partition in partitions))
 
     def resume(self, partitions: Sequence[Partition]) -> None:
         """Undo :meth:`pause`."""
-        self._paused.difference_update(partitions)
+        self._backlog.resume(partitions)
         self._consumer.resume(*(self._names[partition] for partition in partitions))
 
     def close(self) -> None:
@@ -186,9 +160,6 @@ class KafkaSource:
     @property
     def _may_skip(self) -> bool:
         return self._config.on_gap == "skip"
-
-    def _ready(self) -> list[Partition]:
-        return [partition for partition in self._held if partition not in self._paused]
 
     def _fetch(self, timeout_s: float) -> None:
         """Take over all that is fetched. No partition that may be read holds anything here, so memory stays bounded."""
@@ -202,7 +173,8 @@ class KafkaSource:
         except LogTruncationError as error:
             raise BrokerError(
                 f"{error}: a broker lost records that were read already (an unclean leader election). "
-                "The store may hold records the topics no longer have; rebuild it, or accept that and reset its offsets"
+                "The store may hold records the topics no longer have; rebuild it, or accept that and start with "
+                "--reset PARTITION=earliest"
             ) from error
         except KafkaError as error:
             if not error.retriable:
@@ -212,8 +184,8 @@ class KafkaSource:
         self._note_connection(bool(fetched))
         self._check_topics()
         for partition, after in ahead.items():
-            if after is not None and partition not in self._held and after > self._next[partition]:
-                self._held[partition] = _Held(fetched.get(self._names[partition], []), after)
+            if after is not None:
+                self._backlog.add(partition, fetched.get(self._names[partition], []), after)
 
     def _skip_or_refuse(self, error: OffsetOutOfRangeError) -> None:
         """Go on at the oldest record of each partition whose next ones were removed.
@@ -228,56 +200,23 @@ class KafkaSource:
         except BrokerError as failure:  # the next fetch will find the same
             log.warning("kafka_read_retried", error=str(failure))
             return
-        for key, offset in asked_for.items():
+        for key in asked_for:
             partition = self._keys[key]
-            beginning, end = beginnings[partition], ends[partition]
-            if offset > end or not self._may_skip:
-                raise self._out_of_range(partition, offset, beginning, end) from error
-            if offset < beginning:
-                self._skip(partition, offset, beginning)
-            else:  # there again: a leader that was behind has caught up
+            offset, beginning, end = self._backlog.fetched_to(partition), beginnings[partition], ends[partition]
+            if beginning <= offset <= end:  # there again: a leader that was behind has caught up
                 self._consumer.seek(key, offset)
+            elif offset < beginning and self._may_skip:
+                self._skip(partition, beginning)
+            else:
+                raise self._out_of_range(partition, offset, beginning, end) from error
 
-    def _skip(self, partition: Partition, offset: int, beginning: int) -> None:
+    def _skip(self, partition: Partition, beginning: int) -> None:
+        offset = self._backlog.fetched_to(partition)
         log.warning(
             "kafka_gap_skipped", partition=str(partition), offset=offset, beginning=beginning, lost=beginning - offset
         )
-        held = self._held.setdefault(partition, _Held([], beginning))
-        held.after = beginning
-        held.lost += beginning - offset
+        self._backlog.skip(partition, beginning)
         self._consumer.seek(self._names[partition], beginning)
-
-    def _take(self, max_records: int) -> list[Records]:
-        ready = self._ready()
-        # Those with least first: what they leave of their share goes to the others. Nobody starves, as nothing is
-        # fetched until all have handed over what they hold.
-        ready.sort(key=lambda partition: self._held[partition].left)
-        taken: list[Records] = []
-        room = max_records
-        for position, partition in enumerate(ready):
-            share = -(-room // (len(ready) - position))
-            if share or not self._held[partition].left:
-                taken.append(self._cut(partition, share))
-                room -= len(taken[-1])
-        return taken
-
-    def _cut(self, partition: Partition, wanted: int) -> Records:
-        held = self._held[partition]
-        records = held.take(wanted)
-        if held.left:
-            lost, self._next[partition] = 0, records[-1].offset + 1
-        else:
-            del self._held[partition]
-            lost, self._next[partition] = held.lost, held.after
-        return Records(
-            partition,
-            [record.offset for record in records],
-            [record.key for record in records],
-            [record.value for record in records],
-            self._next[partition],
-            [record.timestamp for record in records],
-            lost,
-        )
 
     def _note_connection(self, has_records: bool) -> None:  # noqa: FBT001  # one caller
         connected = has_records or is_connected(self._consumer)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Self
 
 import pytest
 
 from schemas.config import Config
 from schemas.errors import BrokerError, ConfigError
+from streamer import kafka_clients
+from streamer.kafka_clients import open_admin
 from streamer.membership import KafkaGroup
 from streamer.sources.kafka_partitions import read_lag
 from tests.conftest import kafka_config
@@ -78,6 +81,19 @@ def test_members_that_join_and_leave_share_the_shards_without_overlap(
     assert not any(what == "lost" for member in (one, two, three) for what, _ in member.notes.told)
 
 
+def test_a_member_too_many_is_told_that_it_has_none(fresh_topics: FreshTopics, members: ExitStack) -> None:
+    config = config_of(fresh_topics, 1)
+    one = join(members, config, "one")
+    settle({0}, one)
+    two = join(members, config, "two")
+    until(lambda: time.sleep(0.05) is None and two.alive() and bool(two.notes.told), "the second to join")
+    assert two.notes.told == [("assign", [])]
+    assert two.group.joined
+    one.leave()
+    settle({0}, two)
+    assert two.notes.told == [("assign", []), ("assign", [0])]
+
+
 @pytest.mark.parametrize("share", [0.5, 1.5])
 def test_a_long_revocation_costs_nobody_its_membership(
     fresh_topics: FreshTopics, members: ExitStack, share: float
@@ -114,6 +130,7 @@ def test_a_killed_member_that_starts_again_finds_its_shards_and_disturbs_nobody(
     settle({0, 1, 2, 3}, one)
     before = time.monotonic()
     with MemberProcess(config, "two") as process:
+        assert process.told() == ["assign"]  # none until the other has revoked some
         mine = process.told()
         assert [mine[0], len(mine)] == ["assign", 3]
         told = list(one.notes.told)
@@ -121,6 +138,21 @@ def test_a_killed_member_that_starts_again_finds_its_shards_and_disturbs_nobody(
         assert again.told() == mine
         assert time.monotonic() - before < 20.0  # the session of the killed one had not ended
         assert one.notes.told == told
+
+
+def test_shards_that_a_killed_member_was_giving_up_find_their_new_owner(
+    fresh_topics: FreshTopics, members: ExitStack
+) -> None:
+    config = config_of(fresh_topics, 4).model_copy(update={"session_timeout_s": 20.0})
+    with MemberProcess(config, "one", revoke_s=60) as process:
+        assert process.told() == ["assign", "0", "1", "2", "3"]
+        two = join(members, config, "two")
+        told = process.told()
+        assert [told[0], len(told)] == ["revoke", 3]
+    with MemberProcess(config, "one") as again:
+        kept = again.told()
+        assert [kept[0], len(kept)] == ["assign", 3]
+        settle({0, 1, 2, 3} - {int(shard) for shard in kept[1:]}, two)
 
 
 def test_of_two_members_with_one_name_the_older_is_told_and_stops(
@@ -201,6 +233,40 @@ def test_a_broker_that_is_away_ends_the_lease_but_not_the_membership(own_broker:
     assert overlaps([one.notes]) == []
 
 
+def test_a_deleted_topic_takes_the_shards_with_it_and_a_new_one_brings_them(
+    fresh_topics: FreshTopics, members: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_clients, "METADATA_AGE_MS", 200)
+    config = config_of(fresh_topics, 2)
+    one = join(members, config, "one")
+    settle({0, 1}, one)
+    with closing(open_admin(config)) as admin:
+        admin.delete_topics([config.items_topic])
+    settle(set(), one)
+    create_topics(config.bootstrap_servers, {config.items_topic: 2})
+    settle({0, 1}, one)
+    assert [what for what, _ in one.notes.told] == ["assign", "revoke", "assign"]
+
+
+def test_members_killed_and_restarted_at_random_never_own_a_shard_together(
+    fresh_topics: FreshTopics, members: ExitStack
+) -> None:
+    config = config_of(fresh_topics, 5)
+    choice = random.Random(7)
+    running = {name: join(members, config, name, revoke_s=0.3) for name in ("one", "two", "three")}
+    notes = [member.notes for member in running.values()]
+    for _ in range(8):
+        name = choice.choice(sorted(running))
+        running[name].leave()  # a static member says nothing: to the group this is a kill
+        time.sleep(choice.choice([0.0, 1.0, SESSION_S + 1]))
+        running[name] = join(members, config, name, revoke_s=0.3)
+        notes.append(running[name].notes)
+        if choice.random() < 0.5:
+            settle(set(range(5)), *running.values(), whatever=True)
+    settle(set(range(5)), *running.values(), whatever=True)
+    assert overlaps(notes) == []
+
+
 def config_of(fresh_topics: FreshTopics, partitions: int) -> KafkaConfig:
     return fresh_topics(partitions=partitions).model_copy(update={"session_timeout_s": SESSION_S})
 
@@ -211,14 +277,16 @@ def join(members: ExitStack, config: KafkaConfig, name: str, *, revoke_s: float 
     return member
 
 
-def settle(shards: set[int], *members: Member, each: int | None = None) -> None:
-    """Wait until these members own exactly these shards, ``each`` as many."""
+def settle(shards: set[int], *members: Member, each: int | None = None, whatever: bool = False) -> None:
+    """Wait until these members own exactly these shards, ``each`` as many, or ``whatever`` share."""
 
     def settled() -> bool:
         time.sleep(0.05)
         owned = [member.notes.now() for member in members if member.alive()]
         sizes = {len(some) for some in owned}
-        return sorted(shards) == sorted(shard for some in owned for shard in some) and sizes <= {each or len(shards)}
+        return sorted(shards) == sorted(shard for some in owned for shard in some) and (
+            whatever or sizes <= {each or len(shards)}
+        )
 
     until(settled, f"{shards} to be owned")
 
@@ -226,13 +294,15 @@ def settle(shards: set[int], *members: Member, each: int | None = None) -> None:
 MEMBER = """
 import sys, time
 from schemas.config import KafkaConfig
+from streamer import kafka_clients
+from streamer.kafka_clients import open_admin
 from streamer.membership import KafkaGroup
 
 def tell(*words): print(">", *words, flush=True)
 
 class Owner:
     def assign(self, shards, epoch): tell("assign", *shards)
-    def revoke(self, shards, deadline_s): tell("revoke", *shards)
+    def revoke(self, shards, deadline_s): tell("revoke", *shards); time.sleep(float(sys.argv[3]))
     def lost(self, shards): tell("lost", *shards)
 
 group = KafkaGroup(KafkaConfig.model_validate_json(sys.argv[1]), Owner(), sys.argv[2])
@@ -248,8 +318,8 @@ while True:
 class MemberProcess:
     """A member in a process of its own, to be killed or stopped."""
 
-    def __init__(self, config: KafkaConfig, name: str) -> None:
-        command = [sys.executable, "-c", MEMBER, config.model_dump_json(), name]
+    def __init__(self, config: KafkaConfig, name: str, *, revoke_s: float = 0.0) -> None:
+        command = [sys.executable, "-c", MEMBER, config.model_dump_json(), name, str(revoke_s)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 

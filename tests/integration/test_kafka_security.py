@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -299,3 +302,23 @@ def test_a_locked_key_is_a_configuration_error_and_asks_no_terminal(tmp_path: Pa
 
 def with_password(**settings: Any) -> KafkaConfig:
     return KafkaConfig(security_protocol="SASL_SSL", sasl_mechanism="PLAIN", sasl_username="alice", **settings)
+
+
+def test_the_configuration_in_force_is_shown_without_secrets(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("in a file")
+    secrets = {
+        "FACETSTREAM_KAFKA__SASL_PASSWORD": "wrong horse",
+        "FACETSTREAM_KAFKA__SSL_KEY_PASSWORD": "right horse",
+        "FACETSTREAM_KAFKA__SASL_PASSWORD_FILE": str(tmp_path / "password"),
+    }
+    for form in ("--json", "--toml", "-v"):
+        shown = subprocess.run(
+            [sys.executable, "-m", "streamer.cli", "config", "show", form],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | secrets,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "sasl_password_file" in shown.stdout
+        assert not any(secret in shown.stdout + shown.stderr for secret in ("wrong horse", "right horse", "in a file"))

@@ -87,6 +87,8 @@ class Member:
 
     def leave(self) -> None:
         """End as a process does; the broker learns of it by the session timeout only."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._thread.join()
         self.notes.stop()

@@ -56,7 +56,7 @@ def released(draw: Any) -> list[Aligned]:
             list(events),
             np.array([row for row, _ in rows], np.int64),
             clocks,
-            [b""] * len(rows),
+            [b"x" * draw(st.sampled_from([0, 1, 10])) for _ in rows],
             letters,
             offset,
             0.0,
@@ -64,6 +64,10 @@ def released(draw: Any) -> list[Aligned]:
         )
         out.append(Aligned(decoded, clocks))
     return out
+
+
+def value_of(letter: DeadLetter) -> bytes:
+    return letter.value or b""
 
 
 def records_of(part: Part) -> list[int]:
@@ -79,7 +83,10 @@ def test_batches_are_bounded_and_lose_or_swap_nothing(pieces: list[Aligned], siz
     }
     batches = list(cut(pieces, size, most_bytes))
     sizes = [sum(len(records_of(part)) for part in batch) for batch in batches]
-    bytes_of = [[len(letter.value or b"") for part in batch for letter in part.decoded.letters] for batch in batches]
+    bytes_of = [
+        [len(value) for part in batch for value in [*part.decoded.values, *map(value_of, part.decoded.letters)]]
+        for batch in batches
+    ]
     assert all(count == size or sum(told) >= most_bytes for count, told in zip(sizes[:-1], bytes_of, strict=False))
     assert all(count <= size for count in sizes)
     assert all(sum(told) < most_bytes + max(told, default=0) for told in bytes_of)

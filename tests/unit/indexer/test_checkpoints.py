@@ -223,6 +223,24 @@ def test_nothing_is_restored_over_a_store(store_dir, target):
     assert not differences(expected, meaning(store_dir))
 
 
+def test_a_store_whose_making_was_cut_short_gives_way_and_nothing_else_does(tmp_path, store_dir, target):
+    info, expected = take(store_dir, target, range(20), 0)
+    into = tmp_path / "into"
+    into.mkdir()
+    for name in ("LOG", "LOCK", "IDENTITY", "MANIFEST-000001", "000001.dbtmp", "000004.log"):
+        (into / name).touch()
+    (into / "notes.txt").touch()
+    with pytest.raises(StoreError, match="move it away first"):
+        restore(target, info, into)
+    (into / "notes.txt").unlink()
+    (into / "000009.sst").touch()
+    with pytest.raises(StoreCorruptError, match="CURRENT is missing"):
+        restore_newest(target, store_meta(), 2, into)
+    (into / "000009.sst").unlink()
+    restore(target, info, into)
+    assert not differences(expected, meaning(into))
+
+
 def test_the_youngest_and_the_furthest_stay_and_only_their_files(tmp_path, store_dir, target):
     taken = [take(store_dir, target, range(first, first + 20), first)[0] for first in range(0, 80, 20)]
     again, _ = take(tmp_path / "anew", target, range(10), 0)  # as after a topic was made anew: far behind, but young

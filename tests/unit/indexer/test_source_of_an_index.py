@@ -11,7 +11,7 @@ from indexer.store import Store
 from schemas.errors import StoreMismatchError
 from tests.builders import Record, assert_sound, assert_view_is_loaded, batch_of, check_store, fill, open_index
 
-KAFKA = {"kind": "kafka", "items": "id-1", "engagements": "id-2"}
+KAFKA = {"kind": "kafka", "items": "items id-1", "engagements": "engagements id-2"}
 
 
 def test_a_source_is_remembered_and_known_again(tmp_path: Path) -> None:
@@ -33,9 +33,10 @@ def test_a_topic_made_anew_is_refused_and_named(tmp_path: Path) -> None:
     with open_index(tmp_path / "store") as index:
         index.bind_source(KAFKA)
         with pytest.raises(
-            StoreMismatchError, match=r"topic 'items' was deleted and created anew.*id-1, now it is id-9.*--reset"
+            StoreMismatchError,
+            match=r"items from topic items id-1, now it is items id-9: it was deleted and created anew.*--reset",
         ):
-            index.bind_source(KAFKA | {"items": "id-9"})
+            index.bind_source(KAFKA | {"items": "items id-9"})
 
 
 def test_what_a_broker_does_not_tell_is_not_compared_and_learned_later(tmp_path: Path) -> None:
@@ -50,8 +51,10 @@ def test_a_reset_goes_back_keeps_what_is_indexed_and_is_journalled(tmp_path: Pat
     with open_index(tmp_path / "store") as index:
         index.bind_source(KAFKA)
         fill(index, range(8))
-        index.reset({"items-0": 2}, "topic created anew", KAFKA | {"items": "id-9"})
-        index.bind_source(KAFKA | {"items": "id-9"})
+        index.reset({"items-0": 2}, "topic created anew", {"items": "items id-9"})
+        index.bind_source(KAFKA | {"items": "items id-9"})
+        with pytest.raises(StoreMismatchError, match="engagements id-2, now it is engagements id-3"):
+            index.bind_source(KAFKA | {"items": "items id-9", "engagements": "engagements id-3"})
         assert index.view.positions == {"items-0": 2}
         assert_view_is_loaded(index)
         assert_sound(index.store, allow_unbalanced=True)  # items come from beyond the offset, and may

@@ -11,6 +11,7 @@ import pytest
 
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
+from streamer.batching import BATCH_BYTES
 from streamer.dead_letters import FileDeadLetters, read_file
 from streamer.generations import open_index
 from streamer.pipeline import Pipeline
@@ -97,6 +98,14 @@ def test_a_flood_behind_an_event_that_is_held_back_is_cut_too(model: FrozenModel
     assert [letter.offset for letter in letters] == list(range(1, 9_000))
     assert positions == {"items-0": 2_000, "engagements-0": 9_001}
     assert len(ids) == 2_000
+
+
+def test_large_bad_records_make_small_batches(model: FrozenModel, tmp_path: Path) -> None:
+    rows = [Scripted(offset, b"x" * 200_000) for offset in range(300)]
+    sizes, letters, positions, _ = run(tmp_path, model, {ITEMS: rows, ENGAGEMENTS: []})
+    assert max(sizes) <= 1 + BATCH_BYTES // 200_000
+    assert len(letters) == 300
+    assert positions == {"items-0": 300}
 
 
 POISON = [

@@ -1,0 +1,200 @@
+"""What can go wrong, and how it is brought about."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from indexer.failpoints import POINTS
+from streamer.generations import current_generation, generations
+from tests.chaos.rig import PARTITIONS, ChaosError, Process, Rig
+
+KILLED: Final = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault.
+
+    Attributes:
+        name: as the table has it.
+        strike: brings it about on an index that has records to work on; False if its place was not reached.
+        kills: whether a process is killed by it.
+    """
+
+    name: str
+    strike: Callable[[Rig, random.Random], bool]
+    kills: bool = True
+
+
+def failpoint_faults() -> list[Fault]:
+    """A fault for each failpoint."""
+    return [Fault(name, _STRIKES.get(name.partition(".")[0], _while_streaming)(name)) for name in POINTS]
+
+
+def random_faults() -> list[Fault]:
+    """SIGKILL from outside, at no place in particular."""
+    return [
+        Fault("SIGKILL while starting", _kill_starting),
+        Fault("SIGKILL while recovering", _kill_recovering),
+        Fault("SIGKILL at a random time", _kill_streaming),
+        Fault("SIGKILL, its directory lost too", _kill_and_lose),
+        Fault("SIGSTOP beyond the session timeout", _freeze, kills=False),
+    ]
+
+
+# -- at failpoints -----------------------------------------------------------------------------------------------------
+
+
+def _ended_there(daemon: Process) -> bool:
+    """Whether the process was killed, as it should be; ends it otherwise."""
+    if daemon.end() != KILLED:
+        raise ChaosError(f"ended with status {daemon.process.returncode}:\n{daemon.said()[-3_000:]}")
+    return True
+
+
+def _reached(rig: Rig, daemon: Process) -> bool:
+    """Wait for the kill; give up when there is nothing left to do that could reach the place."""
+    if rig.caught_up(daemon):
+        rig.ask(daemon, "/compact", {})
+        time.sleep(0.3)
+    if daemon.process.poll() is None:
+        daemon.kill()
+        return False
+    return _ended_there(daemon)
+
+
+def _while_streaming(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        rare = name.startswith(("mark", "bounds", "shard", "merge"))
+        hit = 1 if rare else dice.randint(1, 8)
+        # Other bounds than those of an undisturbed start, so that they change.
+        high = dice.choice([28, 36, 40])
+        return _reached(rig, rig.daemon(failpoints=f"{name}=kill@{hit}", FACETSTREAM_REBALANCE__HIGH=str(high)))
+
+    return strike
+
+
+def _closing(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        if name != "shard.closing":
+            return _while_streaming(name)(rig, dice)
+        daemon = rig.daemon(failpoints=f"{name}=kill@{dice.randint(1, PARTITIONS)}")
+        rig.opened(daemon)
+        time.sleep(dice.uniform(0, 0.5))
+        daemon.process.send_signal(signal.SIGTERM)
+        return _ended_there(daemon)
+
+    return strike
+
+
+def _checkpointing(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        daemon = rig.daemon(failpoints=f"{name}=kill@{dice.randint(1, 3)}", FACETSTREAM_CHECKPOINTS__INTERVAL_S="0.1")
+        return _ended_there(daemon)  # it goes on taking them, whether records come or not
+
+    return strike
+
+
+def _restoring(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        rig.command("checkpoint", "create").end()
+        rig.lose_shard(dice.randrange(PARTITIONS))
+        return _ended_there(rig.daemon(failpoints=f"{name}=kill"))
+
+    return strike
+
+
+def _resetting(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        partition, at = dice.choice(sorted(rig.positions().items()))
+        return _ended_there(rig.daemon("--reset", f"{partition}={at}", failpoints=f"{name}=kill"))
+
+    return strike
+
+
+def _making(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, _dice: random.Random) -> bool:
+        made = ["--name", "half-made", "--model", str(rig.folder / "model")]
+        _ended_there(rig.command("generation", "create", "--no-build", *made, failpoints=f"{name}=kill"))
+        return rig.command("generation", "drop", "half-made").end() == 0
+
+    return strike
+
+
+def _promoting(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, _dice: random.Random) -> bool:
+        """Built with the same model, so that either generation means the same."""
+        data_dir = rig.config.data_dir
+        for old in generations(data_dir):
+            if old != current_generation(data_dir):
+                rig.command("generation", "drop", old).end()
+        coming = f"g{rig.starts:06d}"
+        built = rig.command("generation", "create", "--name", coming, "--model", str(rig.folder / "model"))
+        if built.end() != 0:
+            raise ChaosError(f"the generation was not built:\n{built.said()[-3_000:]}")
+        rig.more(300)
+        daemon = rig.daemon(failpoints=f"{name}=kill")
+        rig.opened(daemon)
+        rig.ask(daemon, "/promote", {"generation": coming})
+        return _ended_there(daemon)
+
+    return strike
+
+
+_STRIKES: Final[dict[str, Callable[[str], Callable[[Rig, random.Random], bool]]]] = {
+    "checkpoint": _checkpointing,
+    "restore": _restoring,
+    "reset": _resetting,
+    "generation": _making,
+    "promote": _promoting,
+    "shard": _closing,
+}
+
+
+# -- at any time -------------------------------------------------------------------------------------------------------
+
+
+def _kill_starting(rig: Rig, dice: random.Random) -> bool:
+    daemon = rig.daemon()
+    time.sleep(dice.uniform(0.05, 2.0))
+    daemon.kill()
+    return True
+
+
+def _kill_recovering(rig: Rig, dice: random.Random) -> bool:
+    daemon = rig.daemon()
+    daemon.until(lambda: daemon.count("started") > 0, "the start")
+    time.sleep(dice.uniform(0, 0.6))
+    daemon.kill()
+    return True
+
+
+def _kill_streaming(rig: Rig, dice: random.Random) -> bool:
+    daemon = rig.daemon()
+    rig.opened(daemon)
+    time.sleep(dice.uniform(0, 1.2))
+    daemon.kill()
+    return True
+
+
+def _kill_and_lose(rig: Rig, dice: random.Random) -> bool:
+    """From a checkpoint of some time before, if there is one, or from nothing."""
+    _kill_streaming(rig, dice)
+    rig.lose_shard(dice.randrange(PARTITIONS))
+    return True
+
+
+def _freeze(rig: Rig, _dice: random.Random) -> bool:
+    daemon = rig.daemon()
+    rig.opened(daemon)
+    daemon.process.send_signal(signal.SIGSTOP)
+    time.sleep(rig.config.kafka.session_timeout_s + 2)
+    daemon.process.send_signal(signal.SIGCONT)
+    reached = rig.caught_up(daemon)
+    daemon.kill()
+    return reached
