@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KAFKA_PORT ?= 9092
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format bench kafka lock clean
+.PHONY: help setup demo test chaos check format bench kafka lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,6 +25,9 @@ demo: $(READY) ## the whole job on real data, without a broker: import, train, s
 
 test: $(READY) ## all tests, with a real Kafka broker where Java and Maven are there
 	$(BIN)/pytest
+
+chaos: $(READY) ## two hundred kills of the real daemon, compared with an undisturbed one; rewrites the table of docs/reliability.md
+	$(BIN)/python -m tests.chaos --report docs/reliability.md
 
 check: $(READY) ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -132,7 +132,21 @@ def _pass(_name: str) -> None:
     """What a place costs when nothing is armed."""
 
 
-failpoint: Final[Callable[[str], None]] = (
-    Failpoints(os.environ[FAILPOINTS_VARIABLE]) if os.environ.get(FAILPOINTS_VARIABLE) else _pass
-)
+def _from_environment() -> Callable[[str], None]:
+    spec = os.environ.get(FAILPOINTS_VARIABLE)
+    if not spec:
+        return _pass
+    try:
+        return Failpoints(spec)
+    except ConfigError as error:
+        message = str(error)
+
+    def refuse(_name: str) -> None:
+        # At the first place, not while modules are imported, where nobody turns it into a clear message.
+        raise ConfigError(message)
+
+    return refuse
+
+
+failpoint: Final[Callable[[str], None]] = _from_environment()
 """Pass a place by its name in :data:`POINTS`."""

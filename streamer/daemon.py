@@ -133,11 +133,11 @@ class Daemon:
 
     def assign(self, shards: Collection[int], epoch: int) -> None:
         """Begin to own shards; they open on their own threads."""
-        self.joined = True
         if shards:
             log.info("shards_assigned", shards=sorted(shards), epoch=epoch)
         for number in sorted(shards):
             self.shards[number] = self._start(number, self.serving, self._duties, self.shards.get(number))
+        self.joined = True  # last: before, a look from another thread would find no shard to wait for
 
     def revoke(self, shards: Collection[int], deadline_s: float) -> None:
         """Apply what is queued, sync, commit and close; after ``deadline_s`` drop what is left and go on alone."""

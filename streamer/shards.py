@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
-from indexer.checkpoints import restore_newest
+from indexer.checkpoints import CheckpointInfo, restore_newest
 from indexer.failpoints import failpoint
 from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
@@ -298,16 +298,21 @@ class Shard:
             while self._after is not None and not self._after.join(_TICK_S):
                 if self._stopping:
                     return
-            self._restore()
-            if not self._stopping:
-                self._keep_current()
+            bounded = self._duties.span.to_end or self._duties.span.stop is not None
+            source = open_source(self._config, follow=not bounded, shard=self.number)
+            try:
+                self._restore(source)
+                if not self._stopping:
+                    self._keep_current(source)
+            finally:
+                source.close()
         except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
             self.error = error
         finally:
             self._after = None
             self._phase = "closed"
 
-    def _restore(self) -> None:
+    def _restore(self, source: Source) -> None:
         """Bring the newest checkpoint here, if there is one and nothing is here."""
         config, name = self._config, self.generation.name
         path = store_path(config.data_dir, name, self.number)
@@ -317,23 +322,26 @@ class Shard:
         self._phase = "restoring"
         wanted = store_meta(self.generation.model.manifest, name, config.counters.half_lives_s)
         began = time.monotonic()
-        found = restore_newest(target, wanted, self.number, path)
+        mine = source.identity()
+
+        def of_this_source(info: CheckpointInfo) -> bool:
+            # One of a topic that was since deleted and created anew has offsets that mean nothing now.
+            return all(mine.get(name, told) == told for name, told in info.source.items())
+
+        found = restore_newest(target, wanted, self.number, path, accept=of_this_source)
         if found is not None:
             seconds = round(time.monotonic() - began, 3)
             log.info("restored", shard=self.number, generation=name, offsets=found.offsets, seconds=seconds)
 
-    def _keep_current(self) -> None:
+    def _keep_current(self, source: Source) -> None:
         config, duties, name = self._config, self._duties, self.generation.name
         self._phase = "opening"
         with open_index(config, self.generation.model, self.number, name) as index:
             failpoint("shard.opened")
-            bounded = duties.span.to_end or duties.span.stop is not None
-            source = open_source(config, follow=not bounded, shard=self.number)
             try:
                 self._reset(index, source)
                 self._pump(index, source, open_sink(config, name, self.number, build=duties.build))
             finally:
-                source.close()
                 failpoint("shard.closing")
                 with self._open:  # a checkpoint that is being taken needs the store
                     self._repeated, self._offsets = self.repeated, self.offsets

@@ -42,7 +42,7 @@ _HERE: Final = Path(__file__).parents[1]
 _SETTINGS: Final = """
 data_dir = "{data_dir}"
 [source]
-kind = "kafka"
+{source}
 align_wait_s = 60
 max_poll_records = 256
 [kafka]
@@ -193,11 +193,17 @@ class Daemon(Process):
 
 @dataclass
 class World:
-    """Topics, a model, and the daemons over them. Everything it started ends with it."""
+    """Topics or an event log, a model, and the daemons over them. Everything it started ends with it.
+
+    Attributes:
+        log: the event log, which :meth:`send` adds to; None: the topics are the source.
+        sent: records so far.
+    """
 
     folder: Path
     kafka: KafkaConfig
     partitions: int
+    log: Path | None = None
     started: list[tuple[str, Process]] = field(default_factory=list)
     sent: int = 0
 
@@ -227,6 +233,7 @@ class World:
         path.write_text(
             _SETTINGS.format(
                 data_dir=self.data_dir(name),
+                source='kind = "kafka"' if self.log is None else f'kind = "eventlog"\npath = "{self.log}"',
                 kafka=self.kafka,
                 letters=letters or self.kafka.dead_letters_topic,
                 group=group or self.kafka.group_id,
@@ -272,19 +279,23 @@ class World:
         """As :meth:`command` with ``--json``."""
         return json.loads(self.command(name, *arguments, "--json"))
 
-    def send(self, lines: Mapping[str, list[bytes]]) -> int:
-        """Produce lines as :func:`tests.builders.random_log` makes them; returns how many."""
+    def send(self, lines: Mapping[str, list[bytes]]) -> None:
+        """Produce lines as :func:`tests.builders.random_log` makes them."""
+        self.sent += sum(map(len, lines.values()))
+        if self.log is not None:
+            self.log.mkdir(exist_ok=True)
+            for name, part in lines.items():
+                with (self.log / f"{name}.jsonl").open("ab") as file:
+                    file.write(b"".join(line + b"\n" for line in part))
+            return
         topics = {"items": self.kafka.items_topic, "engagements": self.kafka.engagements_topic}
         for stream, topic in topics.items():
             rows = [
                 (int(name[-5:]), None, line) for name, part in lines.items() if name.startswith(stream) for line in part
             ]
             produce(self.kafka, topic, rows)
-        count = sum(map(len, lines.values()))
-        self.sent += count
-        return count
 
-    def send_slowly(self, seed: int, events: int, going_on: Callable[[], bool], step: int = 40) -> None:
+    def send_slowly(self, seed: int, events: int, going_on: Callable[[], bool], step: int = 12) -> None:
         """Produce a random log a little at a time until ``going_on`` says no, then the rest at once."""
         lines = random_log(seed, events, self.partitions)
         topics = {"items": self.kafka.items_topic, "engagements": self.kafka.engagements_topic}

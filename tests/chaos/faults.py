@@ -12,6 +12,7 @@ from typing import Final
 from indexer.failpoints import POINTS
 from streamer.generations import current_generation, generations
 from tests.chaos.rig import PARTITIONS, ChaosError, Process, Rig
+from tests.kafka.broker import Broker
 
 KILLED: Final = -signal.SIGKILL
 
@@ -198,3 +199,37 @@ def _freeze(rig: Rig, _dice: random.Random) -> bool:
     reached = rig.caught_up(daemon)
     daemon.kill()
     return reached
+
+
+# -- of the broker -----------------------------------------------------------------------------------------------------
+
+
+def broker_faults(broker: Broker) -> list[Fault]:
+    """What a broker does to a daemon that reads from it; it is nobody else's broker."""
+
+    def strike(harm: Callable[[], None], heal: Callable[[], object]) -> Callable[[Rig, random.Random], bool]:
+        def at_any_time(rig: Rig, dice: random.Random) -> bool:
+            daemon = rig.daemon()
+            rig.opened(daemon)
+            time.sleep(dice.uniform(0, 0.3))
+            harm()
+            time.sleep(dice.uniform(1, 6))
+            heal()
+            reached = rig.caught_up(daemon)
+            daemon.kill()
+            return reached
+
+        return at_any_time
+
+    def both(rig: Rig, dice: random.Random) -> bool:
+        _kill_streaming(rig, dice)
+        broker.kill()
+        broker.start()
+        return True
+
+    return [
+        Fault("broker killed and started again", strike(broker.kill, broker.start), kills=False),
+        Fault("broker stopped and started again", strike(broker.stop, broker.start), kills=False),
+        Fault("broker frozen for seconds", strike(broker.freeze, broker.thaw), kills=False),
+        Fault("broker and daemon killed together", both),
+    ]

@@ -1,0 +1,272 @@
+"""Index versions side by side: built, promoted, rolled back and dropped while a daemon answers."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from indexer.logical_state import LogicalState, differences
+from schemas.config import KafkaConfig
+from streamer.generations import generations, load_model, pointer
+from streamer.replay import replay
+from streamer.shards import Generation
+from tests.builders import random_log, state_of, tiny_model
+from tests.conftest import FreshTopics
+from tests.daemons import Daemon, World
+
+pytestmark = pytest.mark.slow
+
+FIRST, SECOND = "g000001", "g000002"
+KNOWN = b'{"type":"item.created","item_id":"known","occurred_at":1,"title":"word1 word2"}'
+
+
+def lines(seed: int, events: int) -> dict[str, list[bytes]]:
+    found = random_log(seed, events)
+    found["items-00000"].insert(0, KNOWN)
+    return found
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Two shards of an event log, two models."""
+    with World(tmp_path, KafkaConfig(), 2, tmp_path / "log") as found:
+        tiny_model(seed=1).save(tmp_path / "other")
+        found.settings("data")
+        found.send(lines(31, 1_500))
+        yield found
+
+
+@pytest.fixture
+def kafka_world(tmp_path: Path, fresh_topics: FreshTopics) -> Iterator[World]:
+    """Two shards of topics, two models."""
+    with World(tmp_path, fresh_topics(2), 2) as found:
+        tiny_model(seed=1).save(tmp_path / "other")
+        found.settings("data", together=False)
+        found.send(lines(31, 1_500))
+        yield found
+
+
+class Asking:
+    """Asks for neighbours of an item again and again; ``answers`` counts, ``wrong`` holds what was no answer."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.answers = 0
+        self.wrong: list[Any] = []
+        self._daemon = daemon
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def _ask(self) -> None:
+        while not self._over.wait(0.01):
+            code, reply = self._daemon.ask("/query", {"items": ["known"], "k": 5, "seed": 1})
+            self.answers += 1
+            if code != 200 or not reply["results"] or reply["missing"]:
+                self.wrong.append((code, reply))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def built_anew(world: World, model: str) -> LogicalState:
+    """What a fresh build with a model comes to."""
+    world.settings("fresh", model=world.folder / model, letters=f"{world.kafka.dead_letters_topic}-none")
+    config = world.config("fresh")
+    replay(config, Generation(FIRST, load_model(config)))
+    return state_of(config.data_dir)
+
+
+def without_letters(state: LogicalState) -> LogicalState:
+    return LogicalState(state.items, state.pending, state.totals, state.offsets, {}, state.seen)
+
+
+def create_beside(world: World) -> Any:
+    return world.reply("data", "generation", "create", "--model", world.folder / "other")
+
+
+@pytest.mark.parametrize("source", ["eventlog", pytest.param("kafka", marks=pytest.mark.kafka)])
+def test_a_new_model_takes_over_without_losing_an_event_or_an_answer(
+    request: pytest.FixtureRequest, source: str
+) -> None:
+    world: World = request.getfixturevalue("world" if source == "eventlog" else "kafka_world")
+    daemon = world.run("data").until_ready()
+    with Asking(daemon) as asking:
+        made = create_beside(world)
+        assert made["generation"] == SECOND
+        assert made["applied"] == world.sent
+        world.send(random_log(32, 1_000))
+        with ThreadPoolExecutor(1) as pool:
+            going_on = threading.Event()
+            sending = pool.submit(send_while, world, going_on)
+            promoted = world.reply("data", "generation", "promote", SECOND)
+            going_on.set()
+            sending.result()
+        assert promoted == {"current": SECOND, "previous": FIRST}
+        assert daemon.status()["generation"] == SECOND
+        assert daemon.status()["model_hash"] == tiny_model(seed=1).manifest.model_hash
+        world.until_applied(daemon)
+        asked = asking.answers
+        daemon.until(lambda: asking.answers > asked + 20, "answers of the new generation")
+    assert asking.answers > 50
+    assert not asking.wrong, asking.wrong[:3]
+    said = world.command("data", "generation", "drop", SECOND, code=2)
+    assert f"generation {SECOND} is in use" in said
+    listed = {row["generation"]: row for row in world.reply("data", "generation", "list")["generations"]}
+    assert (listed[FIRST]["role"], listed[SECOND]["role"]) == ("previous", "current")
+    daemon.terminate()
+
+    expected = built_anew(world, "other")
+    assert not differences(without_letters(expected), without_letters(state_of(world.data_dir("data"))))
+    if source == "kafka":
+        letters = world.letters("data")
+        assert set(letters.values()) == {1}
+        assert set(letters) == world.undisturbed()[1]
+    else:
+        assert expected.letters == state_of(world.data_dir("data")).letters
+
+
+def send_while(world: World, over: threading.Event) -> None:
+    for seed in range(40, 100):
+        world.send(random_log(seed, 60))
+        if over.wait(0.05):
+            return
+
+
+@pytest.mark.kafka
+def test_rolling_back_and_forth_keeps_each_dead_letter_once(kafka_world: World) -> None:
+    world = kafka_world
+    daemon = world.run("data").until_ready()
+    create_beside(world)
+    with Asking(daemon) as asking:
+        for seed, command in enumerate([("promote", SECOND), ("rollback",), ("rollback",)]):
+            world.send(random_log(50 + seed, 200))
+            told = world.reply("data", "generation", *command)
+            assert told["current"] == (SECOND, FIRST, SECOND)[seed]
+            world.send(random_log(60 + seed, 200))
+        world.until_applied(daemon)
+    assert not asking.wrong
+    daemon.terminate()
+    daemon = world.run("data").until_ready()
+    daemon.terminate()
+    letters = world.letters("data")
+    assert set(letters.values()) == {1}
+    assert set(letters) == world.undisturbed()[1]
+    for generation, model in ((SECOND, "other"), (FIRST, "model")):
+        config = world.config("data")
+        replay(config, Generation(generation, load_model(config, generation)))
+        fresh = built_anew(world, model)
+        shutil.rmtree(world.data_dir("fresh"))
+        assert not differences(without_letters(fresh), without_letters(state_of(config.data_dir, generation)))
+    assert world.letters("data") == letters
+
+
+def test_a_generation_that_is_behind_is_promoted_by_force_or_by_a_daemon_only(world: World) -> None:
+    world.run("data", "--until-end").end()
+    world.reply("data", "generation", "create", "--model", world.folder / "other", "--no-build", "--name", "next")
+    assert "holds no store" in world.command("data", "generation", "promote", "next", code=3)
+    half = world.reply("data", "replay", "--generation", "next", "--to", "100")
+    assert half["applied"] == 400
+    said = world.command("data", "generation", "promote", "next", code=3)
+    assert f"generation next is {world.sent - 400} records behind {FIRST}" in said
+    assert "facetstream replay --generation next" in said
+    assert pointer(world.data_dir("data")).current == FIRST
+    world.command("data", "generation", "promote", "next", "--force")
+    assert pointer(world.data_dir("data")) == ("next", FIRST) or pointer(world.data_dir("data")).current == "next"
+    assert "is in use already" in world.command("data", "generation", "promote", "next", code=2)
+    assert "there is no generation 'nowhere'" in world.command("data", "generation", "promote", "nowhere", code=1)
+    assert world.reply("data", "generation", "rollback")["current"] == FIRST
+    dropped = world.reply("data", "generation", "drop", "next")
+    assert dropped["bytes"] > 0
+    assert generations(world.data_dir("data")) == [FIRST]
+    assert f"no generation before {FIRST}" in world.command("data", "generation", "rollback", code=1)
+
+
+def test_what_a_daemon_has_open_is_not_dropped(world: World) -> None:
+    world.run("data", "--until-end").end()
+    create_beside(world)
+    # The first record of the coming generation's next batch waits, so that it is still catching up.
+    world.send(random_log(33, 600))
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS="shard.opened=sleep:0").until_ready()
+    daemon.terminate()
+    world.reply("data", "generation", "promote", SECOND, "--force")
+    daemon = world.run("data").until_ready()
+    assert "is in use" in world.command("data", "generation", "drop", SECOND, code=2)
+    assert world.reply("data", "generation", "drop", FIRST)["dropped"] == FIRST
+    daemon.terminate()
+    assert generations(world.data_dir("data")) == [SECOND]
+
+
+@pytest.mark.parametrize("point", ["promote.before", "promote.after"])
+def test_a_crash_while_promoting_leaves_one_of_the_two_in_use(world: World, point: str) -> None:
+    world.run("data", "--until-end").end()
+    create_beside(world)
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS=f"{point}=kill").until_ready()
+    world.send(random_log(34, 300))
+    assert "did not answer" in world.command("data", "generation", "promote", SECOND, code=3)
+    assert daemon.process.wait(60) == -signal.SIGKILL
+    expected = FIRST if point == "promote.before" else SECOND
+    assert pointer(world.data_dir("data")).current == expected
+    daemon = world.run("data").until_ready()
+    assert daemon.status()["generation"] == expected
+    world.until_applied(daemon)
+    daemon.terminate()
+    fresh = built_anew(world, "model" if expected == FIRST else "other")
+    assert not differences(fresh, state_of(world.data_dir("data")))
+
+
+def test_a_crash_after_a_generation_was_made_is_got_over(world: World) -> None:
+    killed = world.run("data", "--until-end", FACETSTREAM_FAILPOINTS="generation.created=kill")
+    killed.end(-signal.SIGKILL)
+    world.run("data", "--until-end").end()
+    killed_again = world.begin(
+        "data",
+        *("generation", "create", "--model", world.folder / "other"),
+        FACETSTREAM_FAILPOINTS="generation.created=kill",
+    )
+    killed_again.end(-signal.SIGKILL)
+    assert pointer(world.data_dir("data")).current == FIRST
+    said = world.command("data", "generation", "create", "--model", world.folder / "other", "--name", SECOND, code=2)
+    assert f"`facetstream replay --generation {SECOND}` goes on building it" in said
+    assert world.reply("data", "replay", "--generation", SECOND)["applied"] == world.sent
+    assert not differences(built_anew(world, "other"), state_of(world.data_dir("data"), SECOND))
+
+
+def test_a_model_that_nothing_was_built_with_is_refused(world: World) -> None:
+    world.run("data", "--until-end").end()
+    tiny_model(seed=2).save(world.folder / "third")
+    said = world.run("data", "--until-end", "--model", str(world.folder / "third")).end(3)
+    assert tiny_model(seed=2).manifest.model_hash in said
+    assert "generation create --model" in said
+    create_beside(world)  # now a generation was built with the other model, either may be configured
+    world.run("data", "--until-end", "--model", str(world.folder / "other")).end()
+
+
+def test_a_promotion_that_fails_is_told_and_what_serves_goes_on(world: World) -> None:
+    world.run("data", "--until-end").end()
+    create_beside(world)
+    for shard in ("shard-00000", "shard-00001"):
+        for table in (world.data_dir("data") / "generations" / SECOND / shard).glob("MANIFEST-*"):
+            table.write_bytes(b"damaged")
+    daemon = world.run("data").until_ready()
+    said = world.command("data", "generation", "promote", SECOND, code=3)
+    assert f"generation {SECOND} was not promoted" in said
+    assert f"{FIRST} goes on" in said
+    status = daemon.status()
+    assert status["generation"] == FIRST
+    assert status["promotion"]["state"] == "failed"
+    assert SECOND in status["promotion"]["error"]
+    world.send(random_log(35, 300))
+    world.until_applied(daemon)
+    daemon.terminate()
+    assert pointer(world.data_dir("data")).current == FIRST
