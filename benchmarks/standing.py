@@ -12,10 +12,10 @@ from typing import Any
 from rocksdict import BottommostLevelCompaction, CompactOptions
 
 from benchmarks.apart import Answer
-from benchmarks.whole import verify_store
 from indexer.store import Store, store_path
 from schemas.config import Config
 from streamer.generations import current_generation, load_model, open_index
+from streamer.verification import verify_shards
 
 _PAGE = resource.getpagesize()
 
@@ -43,7 +43,7 @@ def opened(*, config: dict[str, Any], check: bool = False) -> Answer:
             "ids": sum(map(sys.getsizeof, view.ids)) + sys.getsizeof(view.ids) + sys.getsizeof(view.by_id),
         }
         if check:
-            answer["verify"] = verify_store(found, model, index)
+            answer["verify"] = verify_shards({0: index.store}, model).model_dump(mode="json")
     return answer
 
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.apart import Answer, settle_heap
 from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
-from indexer.verify import verify
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
-from schemas.events import ITEM_EVENT, ItemContent
-from streamer.generations import current_generation, load_model, open_index, store_meta
+from streamer.generations import current_generation, load_model, open_index
 from streamer.pipeline import Pipeline, Progress
 from streamer.reader import Span
-from streamer.shards import open_sink, open_source
+from streamer.shards import open_sink, open_source, shard_numbers
+from streamer.verification import verify_shards
 
 
 class Phase(TypedDict):
@@ -73,58 +73,67 @@ def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
     configs = [Config.model_validate(phase) for phase in phases]
     model = load_model(configs[0])
     answer: Answer = {}
-    with open_index(configs[0], model) as index:
-        answer["phases"] = [_run(config, model, index) for config in configs]
-        answer["leaves"] = [len(facet.alive()) for facet in index.view.facets]
-        answer["bounds"] = list(index.view.totals.bounds)
-        answer["out_of_bounds"] = out_of_bounds(index.view)
+    with ExitStack() as opened:
+        indexes = {
+            shard: opened.enter_context(open_index(configs[0], model, shard)) for shard in shard_numbers(configs[0])
+        }
+        answer["phases"] = [_run(config, model, indexes) for config in configs]
+        views = [index.view for index in indexes.values()]
+        answer["leaves"] = [sum(len(view.facets[at].alive()) for view in views) for at in range(len(views[0].facets))]
+        answer["bounds"] = list(views[0].totals.bounds)
+        answer["out_of_bounds"] = sum(map(out_of_bounds, views))
         if check:
-            answer["verify"] = verify_store(configs[0], model, index)
+            stores = {shard: index.store for shard, index in indexes.items()}
+            answer["verify"] = verify_shards(stores, model).model_dump(mode="json")
     return answer
 
 
-def verify_store(config: Config, model: FrozenModel, index: Index) -> dict[str, Any]:
-    """The verdict of ``facetstream verify`` on an open index."""
-    meta = store_meta(model.manifest, index.view.meta.generation, config.counters.half_lives_s)
-
-    def reencode(values: list[bytes]) -> npt.NDArray[np.uint32]:
-        events = [ITEM_EVENT.validate_json(value) for value in values]
-        return model.encode([event for event in events if isinstance(event, ItemContent)]).raw
-
-    return verify(index.store, expected=meta, reencode=reencode).model_dump(mode="json")
-
-
-def _run(config: Config, model: FrozenModel, index: Index) -> Phase:
-    source, sink = open_source(config, follow=False), open_sink(config, current_generation(config.data_dir))
+def _run(config: Config, model: FrozenModel, indexes: Mapping[int, Index]) -> Phase:
+    """All shards at once, each on threads of its own, as the daemon runs them."""
     largest = cpu_at = 0.0
 
     def look(_progress: Progress) -> None:
         nonlocal largest, cpu_at
-        view = index.view
-        # On the writer's own thread, which alone changes the view.
         cpu_at = time.process_time()
-        largest = max(largest, *(facet.sizes().max(initial=0) / view.totals.bounds[1] for facet in view.facets))
+        for index in indexes.values():
+            high = index.view.totals.bounds[1]
+            largest = max(largest, *(facet.sizes().max(initial=0) / high for facet in index.view.facets))
 
-    before = index.view.totals
-    try:
-        pipeline = Pipeline(index, source, sink, model, config, span=Span(to_end=True), on_progress=look)
+    before = {shard: index.view.totals for shard, index in indexes.items()}
+    pipelines, errors = [], []
+    with ExitStack() as opened:
+        for shard, index in indexes.items():
+            source = opened.enter_context(closing(open_source(config, follow=False, shard=shard)))
+            sink = open_sink(config, current_generation(config.data_dir), shard)
+            pipelines.append(Pipeline(index, source, sink, model, config, span=Span(to_end=True), on_progress=look))
+
+        def drive(pipeline: Pipeline) -> None:
+            try:
+                pipeline.run()
+            except BaseException as error:  # noqa: BLE001  # raised below
+                errors.append(error)
+
+        threads = [threading.Thread(target=drive, args=(pipeline,)) for pipeline in pipelines]
         settle_heap()
         cpu, start = time.process_time(), time.monotonic()
-        pipeline.run()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         end = time.monotonic()
-    finally:
-        sink.close()
-        source.close()
-    after, progress = index.view.totals, pipeline.progress
+    if errors:
+        raise errors[0]
+    applied_at = max(pipeline.progress.applied_at for pipeline in pipelines)
+    after = {shard: index.view.totals for shard, index in indexes.items()}
     return Phase(
-        records=progress.records,
-        applied_s=progress.applied_at - start,
-        idle_s=end - progress.applied_at,
+        records=sum(pipeline.progress.records for pipeline in pipelines),
+        applied_s=applied_at - start,
+        idle_s=end - applied_at,
         cpu_to_applied_s=cpu_at - cpu,
-        splits=after.splits - before.splits,
-        merges=after.merges - before.merges,
+        splits=sum(after[shard].splits - before[shard].splits for shard in indexes),
+        merges=sum(after[shard].merges - before[shard].merges for shard in indexes),
         largest=round(float(largest), 3),
-        codes_share=_codes_share(index, before.next_ordinal),
+        codes_share=float(np.mean([_codes_share(indexes[at], before[at].next_ordinal) for at in indexes])),
     )
 
 

@@ -25,7 +25,15 @@ from schemas.errors import StoreError, StoreLockedError, UsageError
 from streamer.answers import routes
 from streamer.asking import STATE_FILE
 from streamer.backup import Backups
-from streamer.generations import current_generation, load_model, make_generation, point_to, require_generation
+from streamer.generations import (
+    current_generation,
+    load_model,
+    local_shards,
+    make_generation,
+    point_to,
+    release_shard,
+    require_generation,
+)
 from streamer.http import HttpServer
 from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
@@ -135,6 +143,9 @@ class Daemon:
         """Begin to own shards; they open on their own threads."""
         if shards:
             log.info("shards_assigned", shards=sorted(shards), epoch=epoch)
+        if not self.joined:
+            for number in set(local_shards(self.config.data_dir, self.serving.name)).difference(shards):
+                release_shard(self.config.data_dir, number)  # another took it while we were away
         for number in sorted(shards):
             self.shards[number] = self._start(number, self.serving, self._duties, self.shards.get(number))
         self.joined = True  # last: before, a look from another thread would find no shard to wait for

@@ -274,11 +274,18 @@ def open_index(config: Config, model: FrozenModel, shard: int = 0, generation: s
 
 
 def release_shard(data_dir: Path, shard: int) -> None:
-    """Note that another process has this shard now: what is here, of any generation, is no longer kept up to date."""
-    for generation in generations(data_dir):
-        path = store_path(data_dir, generation, shard)
-        if path.exists():
-            _released(path).touch()
+    """Note that another process has this shard now: what is here, of any generation, is no longer kept up to date.
+
+    Raises:
+        StoreError: if the disk refuses.
+    """
+    try:
+        for generation in generations(data_dir):
+            path = store_path(data_dir, generation, shard)
+            if path.exists():
+                _released(path).touch()
+    except OSError as error:
+        raise StoreError(f"cannot write to {data_dir}: {error}; free disk space") from error
 
 
 def own_shard(data_dir: Path, generation: str, shard: int) -> None:

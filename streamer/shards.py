@@ -409,7 +409,4 @@ class Shard:
         Raises:
             StoreError: if the disk refuses.
         """
-        try:
-            release_shard(self._config.data_dir, self.number)
-        except OSError as error:
-            raise StoreError(f"cannot write to {self._config.data_dir}: {error}") from error
+        release_shard(self._config.data_dir, self.number)

@@ -60,8 +60,7 @@ path = "{model}"
 batch_records = 32
 group_commit_ms = 10
 [pending]
-max_age_s = 1500
-max_count = 60
+max_age_s = 1000000
 [rebalance]
 low = 4
 high = 32

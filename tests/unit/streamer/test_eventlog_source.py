@@ -264,7 +264,6 @@ def test_end_offsets_follow_growth(log, opened):
 
 def test_closing_twice_is_fine_and_polling_afterwards_is_not(log, opened):
     source = opened(log)
-    source.commit({ITEMS: 1})
     source.close()
     source.close()
     with pytest.raises(UsageError, match="is closed"):
