@@ -20,6 +20,7 @@ from streamer.generations import current_generation, load_model, open_index
 from streamer.pipeline import Pipeline, Progress
 from streamer.reader import Span
 from streamer.shards import open_sink, open_source, shard_numbers
+from streamer.sources.base import Source
 from streamer.verification import verify_shards
 
 
@@ -104,6 +105,7 @@ def _run(config: Config, model: FrozenModel, indexes: Mapping[int, Index]) -> Ph
     with ExitStack() as opened:
         for shard, index in indexes.items():
             source = opened.enter_context(closing(open_source(config, follow=False, shard=shard)))
+            _same_source(index, source)
             sink = open_sink(config, current_generation(config.data_dir), shard)
             pipelines.append(Pipeline(index, source, sink, model, config, span=Span(to_end=True), on_progress=look))
 
@@ -135,6 +137,14 @@ def _run(config: Config, model: FrozenModel, indexes: Mapping[int, Index]) -> Ph
         largest=round(float(largest), 3),
         codes_share=float(np.mean([_codes_share(indexes[at], before[at].next_ordinal) for at in indexes])),
     )
+
+
+def _same_source(index: Index, source: Source) -> None:
+    """The phases may read the same items with other engagements; an index wants to be told."""
+    told, stored = source.identity(), index.source()
+    if any(stored.get(name, now) != now for name, now in told.items()):
+        new = [str(partition) for partition in source.partitions() if str(partition) not in index.view.positions]
+        index.reset(dict.fromkeys(new, 0), "the next phase", told)
 
 
 def _codes_share(index: Index, first: int) -> float:

@@ -10,11 +10,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -24,8 +25,8 @@ from indexer.logical_state import LogicalState, logical_state, merge
 from indexer.store import Store, store_path
 from schemas.settings import load_settings
 from streamer.daemon import run_daemon
-from streamer.dead_letters import read_topic
-from streamer.generations import current_generation, load_model, local_shards
+from streamer.dead_letters import read_file, read_topic
+from streamer.generations import current_generation, dead_letter_files, load_model, local_shards
 from streamer.kafka_clients import open_producer
 from streamer.verification import verify_shards
 from tests.builders import random_log, tiny_model
@@ -324,20 +325,27 @@ class World:
 
         daemons[0].until(there, f"{self.sent} records applied")
 
-    def undisturbed(self) -> tuple[LogicalState, set[tuple[str, int, int]]]:
+    def undisturbed(self, model: str = "model") -> tuple[LogicalState, set[tuple[str, int, int]]]:
         """What one daemon alone makes of all there is now: its state, and its dead letters."""
-        topic = f"{self.kafka.dead_letters_topic}-calm"
-        create_topics(self.kafka.bootstrap_servers, {topic: 1}, retention_ms="-1")
-        name = f"calm-{len(self.started)}-{self.sent}"
-        self.settings(name, group=f"{self.kafka.group_id}-calm", letters=topic, checkpoints=self.folder / "none")
+        name = f"calm-{uuid.uuid4().hex[:8]}"
+        topic = f"{self.kafka.dead_letters_topic}-{name}"
+        if self.log is None:
+            create_topics(self.kafka.bootstrap_servers, {topic: 1}, retention_ms="-1")
+        none = self.folder / "none"
+        self.settings(name, group=topic, letters=topic, checkpoints=none, model=self.folder / model)
         run_daemon(self.config(name), to_end=True)
         letters = self.letters(name)
         assert set(letters.values()) <= {1}
         return self.state(name), set(letters)
 
     def letters(self, name: str) -> Counter[tuple[str, int, int]]:
-        """(topic, partition, offset) -> how often its dead letter is in the topic."""
-        found = read_topic(self.config(name).kafka)
+        """(topic, partition, offset) -> how often its dead letter is there, over all shards."""
+        config = self.config(name)
+        found = (
+            read_topic(config.kafka)
+            if self.log is None
+            else chain.from_iterable(map(read_file, dead_letter_files(config.data_dir)))
+        )
         return Counter((letter.topic, letter.partition, letter.offset) for letter in found)
 
     def state(self, *names: str, generation: str | None = None) -> LogicalState:

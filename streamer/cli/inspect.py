@@ -114,9 +114,11 @@ def stats(
         title = (
             f"generation {reply.generation}, model {reply.model_hash}\n"
             f"items {items.live} live, {items.deleted} deleted, {items.stale} stale events\n"
-            f"engagements {engagements.applied} applied, {engagements.pending} pending\n"
+            f"engagements {engagements.applied} applied, {engagements.pending} pending, {engagements.duplicate} "
+            f"dropped as duplicates\n"
             f"shards here {', '.join(map(str, reply.shards))}{_progress(reply.daemon)}\n"
-            f"dead letters {reply.dead_letters}; splits {reply.splits}, merges {reply.merges}; "
+            f"dead letters {reply.dead_letters}; records lost at the source {reply.records_lost}\n"
+            f"splits {reply.splits}, merges {reply.merges}; "
             f"disk {reply.disk_bytes / 1e6:.1f} MB\n"
             f"offsets {reply.offsets}"
         )

@@ -101,7 +101,7 @@ def clip(records: Records, low: int, high: int | None = None) -> tuple[Records, 
     last = len(offsets) if high is None else bisect_left(offsets, high)
     if first == 0 and last == len(offsets) and (high is None or records.next_offset <= high):
         return records, 0
-    after = max(low, records.next_offset if high is None else min(high, records.next_offset))
+    after = records.next_offset if high is None else min(high, records.next_offset)
     times = None if records.timestamps is None else records.timestamps[first:last]
     kept = replace(
         records,
