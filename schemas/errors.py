@@ -51,6 +51,10 @@ class BrokerError(DependencyError):
     """Kafka cannot be reached, refuses us, or lacks a topic."""
 
 
+class BrokerAwayError(BrokerError):
+    """Kafka, or a partition's leader, did not answer in time; it may later."""
+
+
 class StoreError(DependencyError):
     """The store's directory cannot be opened, read or written."""
 

@@ -21,7 +21,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, for_code
 from kafka.net.compat import KafkaNetClient
 
 from schemas.config import KafkaConfig
-from schemas.errors import BrokerError, ConfigError
+from schemas.errors import BrokerAwayError, BrokerError, ConfigError
 from streamer.kafka_connections import DIRECTLY, REFUSALS, UntrustedError, make_client
 from streamer.kafka_security import credential_keys, security_options, who
 
@@ -142,7 +142,8 @@ def asked(config: KafkaConfig, doing: str, ask: Callable[[], T], timeout_s: floa
     A fresh broker has no group coordinator, and a restarted one no leaders, for a moment.
 
     Raises:
-        BrokerError: if it does not answer in time, or refuses.
+        BrokerAwayError: if it does not answer in time.
+        BrokerError: if it refuses.
     """
     deadline = time.monotonic() + (config.request_timeout_s if timeout_s is None else timeout_s)
     with broker_errors(config, doing):
@@ -150,8 +151,10 @@ def asked(config: KafkaConfig, doing: str, ask: Callable[[], T], timeout_s: floa
             try:
                 return ask()
             except KafkaError as error:
-                if not error.retriable or time.monotonic() > deadline:
+                if not error.retriable:
                     raise
+                if time.monotonic() > deadline:
+                    raise BrokerAwayError(f"Kafka at {config.bootstrap_servers}: {error} while {doing}") from error
             time.sleep(_ASK_AGAIN_S)
 
 
@@ -238,7 +241,7 @@ def _cannot_connect(config: KafkaConfig, failure: Exception) -> BrokerError:
         return BrokerError(f"{where} is not trusted: {failure}; check kafka.ssl_cafile")
     if isinstance(failure, REFUSALS):
         return BrokerError(f"{where} refused {who(config)}: {failure}; check {credential_keys(config)}")
-    return BrokerError(
+    return BrokerAwayError(
         f"{where} did not answer within {config.connect_timeout_s:g} s ({failure}); "
         "is the broker running, and are kafka.bootstrap_servers and kafka.security_protocol right?"
     )

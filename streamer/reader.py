@@ -119,15 +119,16 @@ class Reader:
                 taken += len(fetched)
                 start = self._read[partition]
                 self._read[partition] = max(start, records.next_offset)
-                if len(records) or not repeated:
+                if len(records) or records.next_offset > self._applied.get(partition, 0):
                     aligner.push(self._decoder.decode(records, start + records.lost, records.lost))
             released = aligner.release(self._at_end())
             if not released and aligner.waiting() and time.monotonic() - blocked_since > settings.align_wait_s:
                 # A partition lags but gives nothing: its leader may be gone. Going on beats standing still.
                 released = aligner.release(self._read.keys() - self._with_records(aligner))
-            backlog += released
+            grew, backlog = bool(released), backlog + released
             # While the writer has enough to do, a batch may grow: large ones cost less.
-            if backlog and (not len(self._inbox) or sum(map(len, backlog)) >= size or _large(backlog)):
+            waits = grew and len(self._inbox) and sum(map(len, backlog)) < size and not _large(backlog)
+            if backlog and not waits:
                 for parts in cut(backlog, size):
                     if not self._inbox.put(prepare(parts, self._model)):
                         return

@@ -17,7 +17,7 @@ from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
 from indexer.store import store_path
 from schemas.config import Config
-from schemas.errors import StoreError, UsageError
+from schemas.errors import BrokerAwayError, StoreError, UsageError
 from streamer.checkpointing import target_of
 from streamer.dead_letters import DeadLetterSink, FileDeadLetters, NoDeadLetters, TopicDeadLetters
 from streamer.generations import dead_letter_path, open_index, release_shard, store_meta
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 0.02
+_AGAIN_S: Final = 1.0  # a broker that did not answer for a shard is asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Shard:
     """One shard, from its assignment to its release.
 
     Attributes:
-        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``closed``.
+        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``waiting for the broker``, ``closed``.
         serving: whether it is of the live index; else it is built aside, and its end is not that of the daemon.
         held: it waits with what it has read, until the one that served before has ended.
         index, pipeline: while it is open.
@@ -164,6 +165,8 @@ class Shard:
         self.held = False
         self._stopping = self._abandoned = False
         self._open = threading.Lock()
+        self._pause = threading.Event()
+        self._away: str | None = None
         self._told = Step(0, 0, 0)
         self._repeated = 0
         self._offsets: dict[str, int] = {}
@@ -175,14 +178,16 @@ class Shard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask for a graceful end. Safe in signal handlers."""
+        """Ask for a graceful end."""
         self._stopping = True
+        self._pause.set()
         if self.pipeline is not None:
             self.pipeline.stop()
 
     def abandon(self) -> None:
         """Ask for an end without applying what is queued: another process may own the shard."""
         self._stopping = self._abandoned = True
+        self._pause.set()
         if self.pipeline is not None:
             self.pipeline.abandon()
 
@@ -262,7 +267,7 @@ class Shard:
 
     def watch(self) -> None:
         """Tell when it stops making progress, and when it goes on."""
-        reason = None if self.pipeline is None else self.pipeline.stuck()
+        reason = self._away if self.pipeline is None else self.pipeline.stuck()
         if reason is not None and not self._was_stuck:
             log.warning("no_progress", shard=self.number, generation=self.generation.name, reason=reason)
         elif reason is None and self._was_stuck:
@@ -274,7 +279,7 @@ class Shard:
         index, pipeline = self.index, self.pipeline
         document: dict[str, Any] = {"shard": self.number, "generation": self.generation.name, "state": self.state}
         if index is None or pipeline is None:
-            return document
+            return document | {"progressing": self._away is None, "stuck": self._away}
         stuck, progress = pipeline.stuck(), pipeline.progress
         return document | {
             "alive": self.turned_s() < self._config.http.live_after_s,
@@ -298,7 +303,18 @@ class Shard:
             while self._after is not None and not self._after.join(_TICK_S):
                 if self._stopping:
                     return
-            bounded = self._duties.span.to_end or self._duties.span.stop is not None
+            while not self._keep():
+                self._pause.wait(_AGAIN_S)
+        except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
+            self.error = error
+        finally:
+            self._after = None
+            self._phase = "closed"
+
+    def _keep(self) -> bool:
+        """Keep the shard until it is asked to end; False if the broker does not answer for it, which others outlive."""
+        bounded = self._duties.span.to_end or self._duties.span.stop is not None
+        try:
             source = open_source(self._config, follow=not bounded, shard=self.number)
             try:
                 self._restore(source)
@@ -306,11 +322,12 @@ class Shard:
                     self._keep_current(source)
             finally:
                 source.close()
-        except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
-            self.error = error
-        finally:
-            self._after = None
-            self._phase = "closed"
+        except BrokerAwayError as error:
+            if bounded:
+                raise
+            self._phase, self._away = "waiting for the broker", str(error)
+            return self._stopping
+        return True
 
     def _restore(self, source: Source) -> None:
         """Bring the newest checkpoint here, if there is one and nothing is here."""
@@ -362,7 +379,7 @@ class Shard:
             on_durable=self._tell_durable,
             may_write=lambda: duties.may_write() and not self.held,
         )
-        self.index, self.pipeline, self.progress = index, pipeline, pipeline.progress
+        self.index, self.pipeline, self.progress, self._told = index, pipeline, pipeline.progress, Step(0, 0, 0)
         if self._stopping:  # asked before there was a pipeline to ask
             (pipeline.abandon if self._abandoned else pipeline.stop)()
         log.info(
@@ -372,7 +389,7 @@ class Shard:
             live=index.view.totals.items_live,
             offsets=index.view.positions,
         )
-        self._phase = "open"
+        self._phase, self._away = "open", None
         pipeline.run()
         log.info(
             "shard_closed",

@@ -91,13 +91,15 @@ def restore(
         raise StoreError(f"a daemon runs on {found.data_dir}; stop it before restoring")
     target, artifact = target_of(found, url), load_model(found)
     name, wanted = current_generation(found.data_dir), artifact.manifest.model_hash
-    make_generation(found.data_dir, name, artifact)
     shards = sorted({info.shard for info in checkpoints.list_(target, model_hash=wanted)} if shard is None else {shard})
+    if not shards:
+        raise NotFoundError(f"{target} holds no checkpoint for model {wanted[:12]}")
+    newest = {number: checkpoints.newest(target, model_hash=wanted, shard=number) for number in shards}
     rows = []
-    for number in shards:
-        info = checkpoints.newest(target, model_hash=wanted, shard=number)
+    for number, info in newest.items():
         if info is None:
             raise NotFoundError(f"{target} holds no checkpoint of shard {number} for model {wanted[:12]}")
+        make_generation(found.data_dir, name, artifact)
         path = store_path(found.data_dir, name, number)
         if replace and path.exists():
             Store.open(path).close()  # nobody writes to it, or this raises
@@ -105,8 +107,6 @@ def restore(
         checkpoints.restore(target, info, path)
         own_shard(found.data_dir, name, number)
         rows.append(shown(info, target))
-    if not rows:
-        raise NotFoundError(f"{target} holds no checkpoint for model {wanted[:12]}")
     with open_for_reading(found) as stores:
         reply = verify_shards(stores, artifact, allow_unbalanced=True)
     if not reply.ok:

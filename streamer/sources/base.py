@@ -95,7 +95,7 @@ class Source(Protocol):
 
 
 def clip(records: Records, low: int, high: int | None = None) -> tuple[Records, int]:
-    """The records with ``low <= offset < high``, and how many lie below ``low``."""
+    """The records with ``low <= offset < high``, and how many of those below ``high`` lie below ``low``."""
     offsets = records.offsets
     first = bisect_left(offsets, low)
     last = len(offsets) if high is None else bisect_left(offsets, high)
@@ -111,4 +111,4 @@ def clip(records: Records, low: int, high: int | None = None) -> tuple[Records, 
         next_offset=after,
         timestamps=times,
     )
-    return kept, first
+    return kept, min(first, last)
