@@ -26,6 +26,7 @@ from streamer.answers import routes
 from streamer.asking import STATE_FILE
 from streamer.backup import Backups
 from streamer.generations import (
+    MEMBER_ID,
     current_generation,
     load_model,
     local_shards,
@@ -349,10 +350,10 @@ def _check_resets(config: Config, resets: Mapping[str, str]) -> None:
 
 def _instance_id(data_dir: Path) -> str:
     """Who this data directory is in the consumer group: a restart is the same member, and keeps its shards."""
-    path = data_dir / "member-id"
+    path = data_dir / MEMBER_ID
     try:
         if not path.exists():
-            aside = path.with_name("member-id.partial")
+            aside = path.with_name(f"{MEMBER_ID}.partial")
             aside.write_text(f"facetstream-{uuid.uuid4().hex}\n")
             aside.replace(path)
         return path.read_text().strip()

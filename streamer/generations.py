@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
 
 FIRST: Final = "g000001"
+MEMBER_ID: Final = "member-id"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBERED: Final = re.compile(r"g(\d{6})")
 _SHARD: Final = re.compile(r"shard-(\d{5})")
@@ -271,6 +272,13 @@ def open_index(config: Config, model: FrozenModel, shard: int = 0, generation: s
     except OSError as error:
         raise StoreError(f"cannot write to {config.data_dir}: {error}; choose another --data-dir") from error
     return index
+
+
+def is_member(config: Config) -> bool:
+    """Whether this data directory is that of a member of a group, and other members have other shards."""
+    kafka = config.kafka
+    named = kafka.group_instance_id is not None or (config.data_dir / MEMBER_ID).exists()
+    return config.source.kind == "kafka" and kafka.membership == "group" and named
 
 
 def release_shard(data_dir: Path, shard: int) -> None:

@@ -22,7 +22,7 @@ from schemas.errors import StoreError, UsageError
 from streamer.batching import Prepared
 from streamer.dead_letters import DeadLetterSink
 from streamer.decode import Decoder
-from streamer.inbox import Inbox, InboxClosedError
+from streamer.inbox import Change, Inbox, InboxClosedError
 from streamer.metrics import Metrics
 from streamer.reader import Reader, Span
 from streamer.sources.base import Partition, Source, Stream
@@ -216,6 +216,7 @@ class Pipeline:
     # -- the writer's turn -----------------------------------------------------------------------------------------
 
     def _write_until_end(self) -> None:
+        kept: Prepared | None = None
         while True:
             self.progress.turned_at = time.monotonic()
             if self._abandoned:
@@ -223,11 +224,20 @@ class Pipeline:
             if self._asked_to_stop:
                 self._end_threads()
             self.progress.waits_for = self._obstacle()
-            try:
-                taken = self.inbox.take(_TURN_S, batches=self.progress.waits_for is None)
-            except EOFError:
-                return
-            if isinstance(taken, Prepared):
+            taken: Prepared | Change | None
+            if kept is not None and self.progress.waits_for is None:
+                taken, kept = kept, None
+            else:
+                try:
+                    taken = self.inbox.take(_TURN_S, batches=kept is None and self.progress.waits_for is None)
+                except EOFError:
+                    if kept is None:
+                        return
+                    time.sleep(_TURN_S)
+                    continue
+            if isinstance(taken, Prepared) and not self._may_write():
+                kept = taken  # the lease ended while we waited for it, in a process that was frozen for example
+            elif isinstance(taken, Prepared):
                 self._apply(taken)
             elif taken is not None:
                 taken(self._index.writer)

@@ -11,7 +11,7 @@ import structlog
 
 from schemas.config import Config
 from schemas.errors import UsageError
-from streamer.generations import current_generation, local_shards
+from streamer.generations import current_generation, is_member, local_shards
 from streamer.metrics import Metrics
 from streamer.positions import resolve
 from streamer.reader import Span
@@ -58,7 +58,7 @@ def replay(
 ) -> Replayed:
     """Read a part of the source into a generation that no daemon keeps, and end.
 
-    It is read for the shards that the generation in use has here, for all where it has none.
+    It is read for all shards; by a member of a group for those that the generation in use has here.
 
     Records that the generation has already are passed over, so a replay that was interrupted is just asked for again.
 
@@ -75,8 +75,7 @@ def replay(
         FacetstreamError: what ended a shard; run it again to go on.
     """
     began = time.monotonic()
-    # Of a source that several processes share: what is ours in the generation in use.
-    numbers = local_shards(config.data_dir, current_generation(config.data_dir)) or shard_numbers(config)
+    numbers = _ours(config)
     build = generation.name != current_generation(config.data_dir)
     metrics = Metrics()
     shards = []
@@ -98,6 +97,12 @@ def replay(
         time.monotonic() - began,
         {name: at for shard in shards for name, at in shard.offsets.items()},
     )
+
+
+def _ours(config: Config) -> list[int]:
+    """Which shards this data directory answers for."""
+    here = local_shards(config.data_dir, current_generation(config.data_dir))
+    return here if here and is_member(config) else shard_numbers(config)
 
 
 def _partitions(config: Config, shard: int) -> list[Partition]:

@@ -114,12 +114,12 @@ def _table(rows: Mapping[str, Row], seconds: float, seed: int) -> str:
     counts = [sum(len(getattr(verdict, what)) for verdict in verdicts) for what in whats]
     lines.append(f"| **all** | **{tried}** | " + " | ".join(f"**{count}**" for count in counts) + " |")
     missed = sum(row.missed for row in rows.values())
-    lines += [
-        "",
+    told = (
         f"{kills} processes killed, {len(verdicts)} comparisons with an undisturbed index, {seconds / 60:.0f} minutes, "
-        f"seed {seed}. {missed} times the records at hand did not lead to the failpoint; those are not counted as tried "
-        "(the process was killed all the same).",
-    ]
+        f"seed {seed}. {missed} times the records at hand did not lead to the failpoint; those are not counted as "
+        "tried (the process was killed all the same)."
+    )
+    lines += ["", told]
     return "\n".join(lines)
 
 

@@ -96,23 +96,25 @@ def test_a_frozen_daemon_loses_its_shards_and_comes_back_as_a_good_member(world:
     assert_as_undisturbed(world, "a", "b")
 
 
-def test_a_frozen_daemon_that_is_told_to_stop_writes_nothing_more(world: World) -> None:
-    for name in ("a", "b"):
-        world.settings(name)
-    a = world.run("a", FACETSTREAM_FAILPOINTS="batch.before=stop@8")
-    a.until_logged("shard_opened", 4)
-    world.send(random_log(25, 1_600, 4))
-    b = world.run("b")
-    b.until_logged("shard_opened", 4)
-    world.until_applied(b)
-    letters = world.letters("b")
-    # Asked to stop while it is frozen: what it has read is not its own any more when it goes on.
-    a.signal(signal.SIGTERM)
-    a.signal(signal.SIGCONT)
-    a.end()
-    assert world.letters("b") == letters
-    b.terminate()
-    assert_as_undisturbed(world, "b")
+def test_a_frozen_daemon_that_is_told_to_stop_writes_nothing_more(tmp_path: Path, fresh_topics: FreshTopics) -> None:
+    with World(tmp_path, fresh_topics(1), 1) as world:
+        for name in ("a", "b"):
+            world.settings(name)
+        a = world.run("a", FACETSTREAM_FAILPOINTS="batch.after=stop@3")
+        a.until_logged("shard_opened")
+        world.send(random_log(25, 800, 1))
+        a.until(lambda: stopped(a), "the third batch")
+        b = world.run("b")
+        b.until_logged("shard_opened")
+        world.until_applied(b)
+        letters = world.letters("b")
+        # Asked to stop while it is frozen: what it has read is not its own any more when it goes on.
+        a.signal(signal.SIGTERM)
+        a.signal(signal.SIGCONT)
+        a.end()
+        assert world.letters("b") == letters
+        b.terminate()
+        assert_as_undisturbed(world, "b")
 
 
 def test_a_query_asks_every_shard_here_and_store_and_live_view_agree(world: World) -> None:

@@ -65,6 +65,7 @@ def sequences(world: World, generation: str = FIRST) -> dict[int, int]:
 def test_what_is_there_already_changes_nothing(world: World) -> None:
     world.run("data", "--until-end").end()
     before, letters = world.state("data"), world.letters("data")
+    world.reply("data", "replay")  # where the dead letters of all shards end may have moved, and is noted once
     counts = sequences(world)
     for bounds in (("--from", "earliest"), (), ("--from", "10", "--to", "50"), ("--from", "0", "--to", "999999")):
         done = world.reply("data", "replay", *bounds)
