@@ -104,7 +104,7 @@ def run(options: Options) -> Result:
     )
     with broker(wanted=options.broker) as (bootstrap, why_not):
         if bootstrap is None:
-            result.skip("failover", why_not)
+            result.skip("all", why_not)
             return result
         say(f"producing {n} items and {n} engagements")
         make_model(options.workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,7 +26,7 @@ def running_daemon(data_dir: Path) -> str | None:
             return url
     except urllib.error.HTTPError:
         return url  # it answers, if only that it is stuck
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return None  # none, or the file of one that was killed
 
 
@@ -47,7 +48,7 @@ def ask_daemon(url: str, path: str, document: dict[str, Any] | None = None) -> d
         if error.code in {400, 404}:
             raise UsageError(said) from None
         raise DependencyError(said) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # it may end while it answers
         raise StoreError(f"the daemon at {url} did not answer {path}: {error}") from error
 
 

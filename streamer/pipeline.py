@@ -20,7 +20,7 @@ from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StoreError, UsageError
 from streamer.batching import Prepared
-from streamer.dead_letters import DeadLetterSink
+from streamer.dead_letters import DeadLetterSink, TopicDeadLetters
 from streamer.decode import Decoder
 from streamer.inbox import Change, Inbox, InboxClosedError
 from streamer.metrics import Metrics
@@ -56,6 +56,10 @@ class Progress:
     applied_at: float = field(default_factory=time.monotonic)
     waits_for: str | None = None
     freshness_s: list[tuple[float, int]] = field(default_factory=list)
+
+
+class _LeaseLostError(Exception):
+    """Another process may own the shard, and this one is to end."""
 
 
 class Pipeline:
@@ -238,7 +242,11 @@ class Pipeline:
             if isinstance(taken, Prepared) and not self._may_write():
                 kept = taken  # the lease ended while we waited for it, in a process that was frozen for example
             elif isinstance(taken, Prepared):
-                self._apply(taken)
+                try:
+                    self._apply(taken)
+                except _LeaseLostError:
+                    self.abandon()
+                    return
             elif taken is not None:
                 taken(self._index.writer)
                 self._unsynced = True
@@ -259,6 +267,18 @@ class Pipeline:
             return "an overloaded leaf is being split"
         return None
 
+    def _wait_for_lease(self) -> None:
+        """Before a topic that whoever owns the shard now writes too: a process may be frozen at any point.
+
+        Raises:
+            _LeaseLostError: if it ended, and we are to end too.
+        """
+        while isinstance(self._sink, TopicDeadLetters) and not self._may_write():
+            self.progress.turned_at = time.monotonic()
+            if self._abandoned or self._asked_to_stop:
+                raise _LeaseLostError
+            time.sleep(_TURN_S)
+
     def _apply(self, prepared: Prepared) -> None:
         began = time.monotonic()
         letters = prepared.letters
@@ -268,6 +288,7 @@ class Pipeline:
             # is cut back to the stored position.
             letters.extend(map(_letter_of, expired))
             if letters:
+                self._wait_for_lease()
                 self._sink.write(letters)
             return self._sink.position
 
