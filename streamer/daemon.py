@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import gc
 import os
@@ -420,6 +421,7 @@ def _signals(stop: Callable[[], None], deadline_s: float) -> Iterator[None]:
     def expire() -> None:
         # Everything written so far is consistent; waiting longer than promised is worse than stopping here.
         log.error("shutdown_deadline_passed", seconds=deadline_s)
+        faulthandler.dump_traceback()  # what all threads are doing, for whoever looks into it
         os._exit(1)
 
     def handle(number: int, _frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -53,7 +53,8 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     """Hands changes from the network thread to the one that turns, and waits there without holding up heartbeats."""
 
     def __init__(self) -> None:
-        self.changes: SimpleQueue[_Change] = SimpleQueue()
+        # Not SimpleQueue: a signal that interrupts its get() as the time runs out makes it wait for ever.
+        self.changes: Queue[_Change] = Queue()
         self.coordinator: Coordinator | None = None
         self.closed = False
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Self
@@ -120,6 +121,27 @@ def test_a_turn_long_overdue_costs_nobody_its_membership(fresh_topics: FreshTopi
     group.turn(1.0)
     assert notes.told == [("assign", [0, 1])]
     group.close()
+
+
+def test_signals_never_make_a_turn_wait_for_ever(fresh_topics: FreshTopics) -> None:
+    """As SimpleQueue.get does when a signal comes just as its time runs out; the daemon hung at SIGTERM by that."""
+    stop = threading.Event()
+
+    def pester() -> None:
+        while not stop.wait(0.0007):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    pesterer = threading.Thread(target=pester)
+    with closing(KafkaGroup(config_of(fresh_topics, 1), Notes(), "pestered")) as group:
+        pesterer.start()
+        try:
+            for _ in range(600):
+                group.turn(0.0021)
+        finally:
+            stop.set()
+            pesterer.join()
+            signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_killed_member_that_starts_again_finds_its_shards_and_disturbs_nobody(
