@@ -55,6 +55,10 @@ class BrokerAwayError(BrokerError):
     """Kafka, or a partition's leader, did not answer in time; it may later."""
 
 
+class FencedError(BrokerError):
+    """Another process has taken this one's place at the broker; trying again would only push that one out."""
+
+
 class StoreError(DependencyError):
     """The store's directory cannot be opened, read or written."""
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from kafka import TopicPartition
-from kafka.errors import LeaderNotAvailableError
+from kafka.errors import InvalidProducerEpochError, KafkaTimeoutError, LeaderNotAvailableError, ProducerFencedError
 from pydantic import ValidationError
 
 from indexer.failpoints import failpoint
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError
+from schemas.errors import BrokerError, FencedError
 from streamer.kafka_clients import (
     asked,
     broker_errors,
@@ -42,6 +42,8 @@ _OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than
 _USUAL_LIMIT: Final = 1_048_588  # max.message.bytes unless somebody sets it
 _LARGEST_REQUEST: Final = 96 << 20  # more than a fetch brings: the broker says what is too large, for this topic
 _CUT: Final = " [value cut from"
+_TRANSACTION_AT_LEAST_S: Final = 60.0  # an open transaction of a dead process hides later ones for this long at most
+_FENCED: Final = (ProducerFencedError, InvalidProducerEpochError)
 _MOST_FOUND: Final = 1_000_000  # letters remembered, about 150 bytes each
 
 
@@ -53,12 +55,15 @@ class TopicDeadLetters:
 
     Letters of shard N are in partition N modulo the number of partitions. Several shards may share one.
 
+    Letters are sent in transactions, whose id ``GROUP-deadletters-SHARD`` belongs to whoever made the newest sink of the
+    shard: what a process that was taken for dead had on its way is refused, and seen by nobody.
+
     Args:
         config: which broker and topic.
         shard: whose letters these are: those of source partitions with this number.
 
     Raises:
-        BrokerError: if no broker answers, or the topic is missing.
+        BrokerError: if no broker answers, the topic is missing, or we may not use that transactional id.
     """
 
     def __init__(self, config: KafkaConfig, shard: int = 0) -> None:
@@ -91,6 +96,7 @@ class TopicDeadLetters:
         Raises:
             BrokerError: if the broker does not confirm within twice ``kafka.request_timeout_s``, and with a new
                 connection neither. What arrived nevertheless is found by the next try.
+            FencedError: if another process has made a sink of this shard since.
         """
         if not letters:
             return
@@ -99,6 +105,8 @@ class TopicDeadLetters:
             self._recover()
         try:
             self._send(letters)
+        except FencedError:
+            raise
         except BrokerError as error:
             log.warning("dead_letters_sent_again", letters=len(letters), error=str(error))
             try:
@@ -146,35 +154,39 @@ class TopicDeadLetters:
             self._producer = None
 
     def _connect(self) -> KafkaProducer:
-        return open_producer(self._config, max_request_size=_LARGEST_REQUEST)
+        """A producer that has ended whatever transaction was open, so that :meth:`restore` sees all there is."""
+        producer = open_producer(
+            self._config,
+            max_request_size=_LARGEST_REQUEST,
+            transactional_id=f"{self._config.group_id}-deadletters-{self._shard}",
+            transaction_timeout_ms=int(max(_TRANSACTION_AT_LEAST_S, 4 * self._config.request_timeout_s) * 1000),
+        )
+        try:
+            asked(self._config, "taking over the dead letters of a shard", producer.init_transactions)
+        except BaseException:
+            close_producer(producer, _CLOSE_S)
+            raise
+        return producer
 
     def _recover(self) -> None:
         """A new producer, as after one refusal the old one refuses everything; and what arrived of the old one."""
         self.close()
-        self.restore(self._position)
         self._producer = self._connect()
+        self.restore(self._position)
 
     def _send(self, letters: Sequence[DeadLetter]) -> None:
-        assert self._producer is not None
         there: list[bytes] = []
-        sent = []
+        new: list[DeadLetter] = []
+        for letter in map(self._cut, letters):
+            digest = digest_of(letter) if self._found else b""
+            if digest in self._found:
+                there.append(digest)
+            else:
+                new.append(letter)
+        sent: list[tuple[DeadLetter, Any]] = []
         try:
-            with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {self._home.topic!r}"):
-                for letter in map(self._cut, letters):
-                    digest = digest_of(letter) if self._found else b""
-                    if digest in self._found:
-                        there.append(digest)
-                    else:
-                        record = _as_record(letter)
-                        future = self._producer.send(self._home.topic, partition=self._home.partition, **record)
-                        sent.append((letter, future))
-                self._producer.flush(2 * self._config.request_timeout_s)
-            for letter, future in sent:
-                if future.failed():
-                    raise BrokerError(
-                        f"Kafka at {self._config.bootstrap_servers} did not take the dead letter of {letter.source} "
-                        f"into topic {self._home.topic!r}: {future.exception}"
-                    )
+            if new:
+                sent = self._transact(new)
         except BrokerError:
             self.close()
             raise
@@ -185,6 +197,33 @@ class TopicDeadLetters:
             self._order.popleft()
         # Letters found and not written yet must be found again after the next crash.
         self._position = self._found[self._order[0]] if self._order else max([self._position or 0, *ends])
+
+    def _transact(self, letters: Sequence[DeadLetter]) -> list[tuple[DeadLetter, Any]]:
+        """Send the letters, all or none; returns each with the future that says where it is."""
+        producer, topic = self._producer, self._home.topic
+        assert producer is not None
+        try:
+            with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
+                producer.begin_transaction()
+                place = {"topic": topic, "partition": self._home.partition}
+                sent = [(letter, producer.send(**place, **_as_record(letter))) for letter in letters]
+                producer.flush(2 * self._config.request_timeout_s)
+                for letter, future in sent:
+                    if future.failed():
+                        raise _refusal(self._config, topic, letter, future.exception)
+                # As commit_transaction does, which would wait for ever for a broker that is away.
+                committed = producer._transaction_manager.begin_commit()  # noqa: SLF001
+                producer._sender.wakeup()  # noqa: SLF001
+                if not committed.wait(2_000 * self._config.request_timeout_s):
+                    raise KafkaTimeoutError("the transaction was not confirmed in time")
+        except BrokerError as error:
+            if isinstance(error.__cause__, _FENCED):
+                raise FencedError(
+                    f"another process writes the dead letters of shard {self._shard} as group "
+                    f"{self._config.group_id!r}: it owns the shard now"
+                ) from error
+            raise
+        return sent
 
     def _remember(self, letter: DeadLetter, offset: int) -> None:
         if len(self._found) >= _MOST_FOUND:
@@ -203,6 +242,14 @@ class TopicDeadLetters:
         kept = max(0, room)
         said = f"{letter.detail}{_CUT} {len(letter.value)} to {kept} bytes, the most the topic takes]"
         return letter.model_copy(update={"value": letter.value[:kept], "detail": said})
+
+
+def _refusal(config: KafkaConfig, topic: str, letter: DeadLetter, why: BaseException) -> BrokerError:
+    error = BrokerError(
+        f"Kafka at {config.bootstrap_servers} did not take the dead letter of {letter.source} into topic {topic!r}: {why}"
+    )
+    error.__cause__ = why
+    return error
 
 
 def read_topic(config: KafkaConfig) -> Iterator[DeadLetter]:

@@ -17,7 +17,7 @@ from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
 from indexer.store import store_path
 from schemas.config import Config
-from schemas.errors import BrokerAwayError, StoreError, UsageError
+from schemas.errors import BrokerAwayError, FencedError, StoreError, UsageError
 from streamer.checkpointing import target_of
 from streamer.dead_letters import DeadLetterSink, FileDeadLetters, NoDeadLetters, TopicDeadLetters
 from streamer.generations import dead_letter_path, open_index, release_shard, store_meta
@@ -305,6 +305,11 @@ class Shard:
                     return
             while not self._keep():
                 self._pause.wait(_AGAIN_S)
+        except FencedError as error:
+            if self._duties.may_write():
+                self.error = error
+            else:  # the group will say in a moment that the shard is lost
+                log.warning("shard_fenced", shard=self.number, generation=self.generation.name, reason=str(error))
         except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
             self.error = error
         finally:

@@ -134,7 +134,7 @@ def _promoting(name: str) -> Callable[[Rig, random.Random], bool]:
         for old in generations(data_dir):
             if old != current_generation(data_dir):
                 rig.command("generation", "drop", old).end()
-        coming = f"g{rig.starts:06d}"
+        coming = f"next-{rig.starts}"
         built = rig.command("generation", "create", "--name", coming, "--model", str(rig.folder / "model"))
         if built.end() != 0:
             raise ChaosError(f"the generation was not built:\n{built.said()[-3_000:]}")
