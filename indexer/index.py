@@ -21,7 +21,7 @@ from indexer.store import Store, check_meta
 from indexer.view import LiveView, load_view
 from indexer.writer import IndexWriter
 from schemas.config import Config
-from schemas.errors import StoreCorruptError, StoreMismatchError
+from schemas.errors import StoreMismatchError
 from schemas.store import StoreMeta
 
 
@@ -79,21 +79,32 @@ class Index:
         Raises:
             StoreCorruptError: if it does not decode.
         """
-        value = self.store.get("meta", b"source")
-        try:
-            found = {} if value is None else orjson.loads(value)
-        except orjson.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict):
-            raise StoreCorruptError(f"the source of {self.store.path} does not decode; restore a checkpoint or replay")
-        return {str(name): str(told) for name, told in found.items()}
+        return self.store.source()
 
-    def bind_source(self, identity: Mapping[str, str]) -> None:
-        """Remember which source this index is filled from, or refuse another: offsets mean nothing there.
+    def bind_source(self, identity: Mapping[str, str], starts: Mapping[str, int] | None = None) -> None:
+        """Remember which source this index is filled from, and where, or refuse another: offsets mean nothing there.
 
         Args:
             identity: ``kind``, and stream -> name and id of its topic where the broker tells it. What only one side
                 names is not compared.
+            starts: partition name -> offset at which its reading begins, of those without a stored one.
+
+        Raises:
+            StoreMismatchError: naming what differs.
+        """
+        stored = self.check_source(identity)
+        if starts or identity.items() - stored.items():
+            write = self.store.batch()
+            write.put("meta", b"source", orjson.dumps(stored | dict(identity)))
+            for name, position in (starts or {}).items():
+                write.offset(name, position)
+            self.store.write(write)
+            self.store.sync()
+            with self.view.lock:
+                self.view.positions.update(starts or {})
+
+    def check_source(self, identity: Mapping[str, str]) -> dict[str, str]:
+        """What :meth:`source` says, which must not contradict ``identity``.
 
         Raises:
             StoreMismatchError: naming what differs.
@@ -113,11 +124,7 @@ class Index:
                     "back, start with an empty store in another --data-dir, or keep what is indexed and read the new "
                     "topic with --reset PARTITION=earliest for each of its partitions"
                 )
-        if identity.items() - stored.items():
-            write = self.store.batch()
-            write.put("meta", b"source", orjson.dumps(stored | dict(identity)))
-            self.store.write(write)
-            self.store.sync()
+        return stored
 
     def reset(self, positions: Mapping[str, int], reason: str, identity: Mapping[str, str] | None = None) -> None:
         """Set the next offset of partitions, back or forth; the only way back (I5). Journalled, synced, all or none.

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import structlog
 from pydantic import ValidationError
 from rocksdict import AccessType, Rdict, WriteOptions
@@ -209,6 +210,21 @@ class Store:
                 f"cannot sync {self.path}: {error}; free disk space or mend the disk, then start again"
             ) from error
         failpoint("wal.after")
+
+    def source(self) -> dict[str, str]:
+        """What tells the source the offsets belong to; empty if that was never stored.
+
+        Raises:
+            StoreCorruptError: if it does not decode.
+        """
+        value = self.get("meta", b"source")
+        try:
+            found = {} if value is None else orjson.loads(value)
+        except orjson.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise StoreCorruptError(f"the source of {self.path} does not decode; restore a checkpoint or replay")
+        return {str(name): str(told) for name, told in found.items()}
 
     def checkpoint(self, path: Path) -> None:
         """Make ``path`` a consistent copy of the store, hard links where RocksDB never changes a file again.

@@ -29,7 +29,7 @@ class CheckpointInfo(BaseModel):
         store: what the store was made for: generation, model and codebook hashes among it.
         shard: its number.
         offsets: partition name -> next offset, as the copy itself holds them.
-        source: what identifies the source the offsets belong to; empty where nothing was told.
+        source: what identifies the source the offsets belong to, as the copy holds it; empty if it does not say.
         created_at_ms: wall clock, epoch milliseconds.
         epoch: group generation of the daemon that took it; informative.
         files: name in the store's directory -> content.

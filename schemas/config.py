@@ -28,10 +28,10 @@ class SourceConfig(_Section):
     path: Path | None = Field(default=None, description="event log directory, when kind is eventlog")
     max_poll_records: int = Field(default=4_096, ge=1, le=100_000, description="records taken from the source at once")
     align_wait_s: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
-        le=60,
-        description="how long a partition that is ahead in event time waits for one that lags without records at hand",
+        description="how long a partition that is ahead in event time waits for one that lags without records at hand; "
+        "0: until it gives them, or engagements would be taken for too early while a leader is away",
     )
 
 

@@ -67,6 +67,10 @@ class Aligner:
         """Records of a partition that wait here."""
         return sum(map(len, self._held[partition]))
 
+    def held_bytes(self, partition: Partition) -> int:
+        """Bytes of their values."""
+        return sum(aligned.decoded.nbytes for aligned in self._held[partition])
+
     def waiting(self) -> bool:
         """Whether anything waits here."""
         return any(self._held.values())

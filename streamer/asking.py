@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
+import os
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,21 +16,43 @@ import orjson
 from schemas.errors import DependencyError, StoreError, UsageError
 
 STATE_FILE: Final = "daemon.json"
+LOCK_FILE: Final = "daemon.lock"
 _LOOK_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.05
 _ANSWER_S: Final = 600.0
 
 
 def running_daemon(data_dir: Path) -> str | None:
-    """URL of the daemon that runs on this data directory, if one does."""
+    """URL of the daemon that runs on this data directory, if one does.
+
+    Its lock says whether one does, not whether somebody answers: the port of one that was killed may be another's by
+    now, and one that is busy may not answer at once.
+    """
+    if not _locked(data_dir / LOCK_FILE):
+        return None
+    deadline = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            state = orjson.loads((data_dir / STATE_FILE).read_bytes())
+            return str(state["url"])
+        except (OSError, ValueError, KeyError, TypeError):  # it has just started
+            if time.monotonic() > deadline:
+                return None
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _locked(path: Path) -> bool:
     try:
-        state = orjson.loads((data_dir / STATE_FILE).read_bytes())
-        url = str(state["url"])
-        with urllib.request.urlopen(f"{url}/livez", timeout=_LOOK_S):  # noqa: S310  # our own daemon's address
-            return url
-    except urllib.error.HTTPError:
-        return url  # it answers, if only that it is stuck
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-        return None  # none, or the file of one that was killed
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def ask_daemon(url: str, path: str, document: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from indexer.store import now_ms
 from schemas.config import Config
 from schemas.errors import StoreError, StoreLockedError, UsageError
 from streamer.answers import routes
-from streamer.asking import STATE_FILE
+from streamer.asking import LOCK_FILE, STATE_FILE
 from streamer.backup import Backups
 from streamer.generations import (
     MEMBER_ID,
@@ -48,6 +48,7 @@ log = structlog.get_logger(__name__)
 
 _TURN_S: Final = 0.05
 _WATCH_S: Final = 1.0
+_SHARDS_SHARE: Final = 0.8  # of the time to stop; the rest is for the last commit and for leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class Daemon:
         self._successions: list[tuple[Shard, Shard, int | None]] = []
         self._done = [0, 0]
         self._asked_to_stop = False
+        self._promoting = threading.Lock()  # of two that ask at a time, one
         self._watched_at = 0.0
         self.membership = self._member()
         self._duties = replace(duties, on_durable=self._durable.update)
@@ -150,6 +152,9 @@ class Daemon:
                 release_shard(self.config.data_dir, number)  # another took it while we were away
         for number in sorted(shards):
             self.shards[number] = self._start(number, self.serving, self._duties, self.shards.get(number))
+        if shards:
+            # What was asked for at the start holds for what was ours then: a shard that comes later goes on.
+            self._duties = replace(self._duties, resets={})
         self.joined = True  # last: before, a look from another thread would find no shard to wait for
 
     def revoke(self, shards: Collection[int], deadline_s: float) -> None:
@@ -181,10 +186,8 @@ class Daemon:
         return found
 
     def _start(self, number: int, generation: Generation, duties: Duties, after: Shard | None) -> Shard:
-        before = after
-        for ended in self._ended:
-            if (ended.number, ended.generation.name) == (number, generation.name) and not ended.join(0):
-                before = ended
+        before = [ended for ended in self._ended if ended.number == number and ended.generation.name == generation.name]
+        before += [] if after is None else [after]
         duties = replace(duties, may_write=lambda: self.membership.holds(number))
         shard = Shard(number, generation, self.config, duties, self.metrics, before)
         shard.start()
@@ -264,7 +267,7 @@ class Daemon:
         leaving = [*self.shards.values(), *self._ended]
         for shard in leaving:
             shard.stop()
-        self._join(leaving, self.config.writer.shutdown_s)
+        self._join(leaving, _SHARDS_SHARE * self.config.writer.shutdown_s)
         self.backups.close()
         self._commit()
         log.info(
@@ -286,13 +289,14 @@ class Daemon:
             UsageError: if it is the one that serves, or another one is under way.
             NotFoundError, ArtifactError: if there is no such generation, or its model is damaged.
         """
-        if name == self.serving.name:
-            raise UsageError(f"generation {name} is in use already")
-        if self.promotion is not None:
-            raise UsageError(f"generation {self.promotion.generation.name} is being promoted; wait for it")
-        require_generation(self.config.data_dir, name)
-        promotion = Promotion(Generation(name, load_model(self.config, name)), self.config, self._start_aside)
-        self.promotion = promotion
+        with self._promoting:
+            if name == self.serving.name:
+                raise UsageError(f"generation {name} is in use already")
+            if self.promotion is not None:
+                raise UsageError(f"generation {self.promotion.generation.name} is being promoted; wait for it")
+            require_generation(self.config.data_dir, name)
+            promotion = Promotion(Generation(name, load_model(self.config, name)), self.config, self._start_aside)
+            self.promotion = promotion
         return promotion
 
     def _start_aside(self, number: int, generation: Generation) -> Shard:
@@ -367,7 +371,7 @@ def _held(data_dir: Path) -> Iterator[None]:
     """One daemon at a time on a data directory."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise StoreError(f"cannot write to {data_dir}: {error}; choose another --data-dir") from error
     try:
@@ -378,6 +382,7 @@ def _held(data_dir: Path) -> Iterator[None]:
                 f"{data_dir} is held by another process, most likely a running daemon; stop it, or use a reading "
                 "command"
             ) from None
+        (data_dir / STATE_FILE).unlink(missing_ok=True)  # of one that was killed
         yield
     finally:
         os.close(lock)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from schemas.errors import BrokerError, StoreError
-from streamer.dead_letter_topic import digest_of, is_cut
-from streamer.kafka_clients import broker_errors, open_admin, open_producer, partition_counts
+from streamer.dead_letter_records import digest_of, is_cut
+from streamer.kafka_clients import broker_errors, flush, open_admin, open_producer, partition_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,7 +74,7 @@ def replay_letters(
                     )
                     for letter in chunk
                 ]
-                producer.flush(2 * config.request_timeout_s)
+                flush(producer, 2 * config.request_timeout_s)
             taken = [letter for letter, future in zip(chunk, futures, strict=True) if future.succeeded()]
             _note(noted, taken)
             done.sent += len(taken)

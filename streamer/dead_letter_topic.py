@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import contextmanager
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from kafka import TopicPartition
-from kafka.errors import InvalidProducerEpochError, KafkaTimeoutError, LeaderNotAvailableError, ProducerFencedError
-from pydantic import ValidationError
+from kafka.admin import TransactionState
+from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
 
 from indexer.failpoints import failpoint
-from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError
+from streamer.dead_letter_records import CUT, a_consumer, as_record, digest_of, letters_between, settled_range
 from streamer.kafka_clients import (
     asked,
     broker_errors,
     close_producer,
+    flush,
     open_admin,
-    open_consumer,
     open_producer,
     partition_counts,
     topic_settings,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from kafka import KafkaConsumer, KafkaProducer
-    from kafka.consumer.fetcher import ConsumerRecord
+    from kafka import KafkaProducer
 
     from schemas.config import KafkaConfig
+    from schemas.dead_letters import DeadLetter
 
 log = structlog.get_logger(__name__)
 
 _CLOSE_S: Final = 2.0
-_CLOSE_MS: Final = 2_000
 _OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than the detail
 _USUAL_LIMIT: Final = 1_048_588  # max.message.bytes unless somebody sets it
 _LARGEST_REQUEST: Final = 96 << 20  # more than a fetch brings: the broker says what is too large, for this topic
-_CUT: Final = " [value cut from"
-_TRANSACTION_AT_LEAST_S: Final = 60.0  # an open transaction of a dead process hides later ones for this long at most
+TRANSACTION_S: Final = 10.0  # the broker ends one that takes longer: whose process died hides what others wrote since
+_HIDDEN_S: Final = (
+    TRANSACTION_S + 15.0
+)  # until it does; it looks every 10 s (transaction.abort.timed.out...interval.ms)
+_INIT_AT_LEAST_S: Final = 10.0  # a fresh broker makes its topic of transactions first
+_CHUNK_RECORDS: Final = 5_000  # in a transaction, which is well within TRANSACTION_S and so much memory
+_CHUNK_BYTES: Final = 8 << 20
 _FENCED: Final = (ProducerFencedError, InvalidProducerEpochError)
 _MOST_FOUND: Final = 1_000_000  # letters remembered, about 150 bytes each
 
@@ -55,8 +57,9 @@ class TopicDeadLetters:
 
     Letters of shard N are in partition N modulo the number of partitions. Several shards may share one.
 
-    Letters are sent in transactions, whose id ``GROUP-deadletters-SHARD`` belongs to whoever made the newest sink of the
-    shard: what a process that was taken for dead had on its way is refused, and seen by nobody.
+    Letters are sent in transactions of at most :data:`TRANSACTION_S`, whose id ``GROUP-deadletters-SHARD`` belongs to
+    whoever made the newest sink of the shard: what a process that was taken for dead had on its way is refused, and
+    seen by nobody.
 
     Args:
         config: which broker and topic.
@@ -75,6 +78,7 @@ class TopicDeadLetters:
             settings = topic_settings(admin, config.dead_letters_topic, ["max.message.bytes"])
         finally:
             admin.close()
+        self._transactional_id = f"{config.group_id}-deadletters-{shard}"
         self._home = TopicPartition(config.dead_letters_topic, shard % count)
         self._largest = int(settings.get("max.message.bytes", _USUAL_LIMIT))
         self._producer: KafkaProducer | None = self._connect()
@@ -101,20 +105,13 @@ class TopicDeadLetters:
         if not letters:
             return
         failpoint("letters.before")
-        if self._producer is None:
-            self._recover()
+        began = self._position
         try:
-            self._send(letters)
-        except FencedError:
+            for chunk in chunks_of(letters):
+                self._write(chunk)
+        except BrokerError:
+            self._position = began  # chunks that arrived are found by the next try
             raise
-        except BrokerError as error:
-            log.warning("dead_letters_sent_again", letters=len(letters), error=str(error))
-            try:
-                self._recover()
-            except BrokerError as away:
-                log.warning("dead_letter_topic_is_away", error=str(away))
-                raise error from away
-            self._send(letters)
         failpoint("letters.after")
 
     def restore(self, position: int | None) -> None:
@@ -127,8 +124,8 @@ class TopicDeadLetters:
         """
         self._found.clear()
         self._order.clear()
-        with _consumer(self._config) as consumer:
-            ((start, end),) = _ranges(self._config, consumer, [self._home]).values()
+        with a_consumer(self._config) as consumer:
+            start, end = settled_range(self._config, consumer, self._home, _HIDDEN_S)
             if position is not None and not start <= position <= end:
                 log.warning(
                     "dead_letter_topic_shrank",
@@ -139,10 +136,9 @@ class TopicDeadLetters:
                 )
             elif position is not None:
                 start = position
-            for record in _read(self._config, consumer, {self._home: (start, end)}):
-                letter = _as_letter(record)
-                if letter is not None and letter.partition == self._shard:
-                    self._remember(letter, record.offset)
+            for offset, letter in letters_between(self._config, consumer, {self._home: (start, end)}):
+                if letter.partition == self._shard:
+                    self._remember(letter, offset)
         self._position = self._found[self._order[0]] if self._order else end
         if self._found:
             log.info("dead_letters_found", shard=self._shard, letters=len(self._found), since=position)
@@ -158,15 +154,34 @@ class TopicDeadLetters:
         producer = open_producer(
             self._config,
             max_request_size=_LARGEST_REQUEST,
-            transactional_id=f"{self._config.group_id}-deadletters-{self._shard}",
-            transaction_timeout_ms=int(max(_TRANSACTION_AT_LEAST_S, 4 * self._config.request_timeout_s) * 1000),
+            transactional_id=self._transactional_id,
+            transaction_timeout_ms=int(TRANSACTION_S * 1000),
         )
         try:
-            asked(self._config, "taking over the dead letters of a shard", producer.init_transactions)
+            doing = f"taking over the dead letters of shard {self._shard}"
+            limit_s = max(_INIT_AT_LEAST_S, self._config.request_timeout_s)
+            asked(self._config, doing, producer.init_transactions, limit_s)
         except BaseException:
             close_producer(producer, _CLOSE_S)
             raise
         return producer
+
+    def _write(self, letters: Sequence[DeadLetter]) -> None:
+        """One chunk, with one more try."""
+        if self._producer is None:
+            self._recover()
+        try:
+            self._send(letters)
+        except FencedError:
+            raise
+        except BrokerError as error:
+            log.warning("dead_letters_sent_again", letters=len(letters), error=str(error))
+            try:
+                self._recover()
+            except BrokerError as away:
+                log.warning("dead_letter_topic_is_away", error=str(away))
+                raise error from away
+            self._send(letters)
 
     def _recover(self) -> None:
         """A new producer, as after one refusal the old one refuses everything; and what arrived of the old one."""
@@ -206,8 +221,8 @@ class TopicDeadLetters:
             with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
                 producer.begin_transaction()
                 place = {"topic": topic, "partition": self._home.partition}
-                sent = [(letter, producer.send(**place, **_as_record(letter))) for letter in letters]
-                producer.flush(2 * self._config.request_timeout_s)
+                sent = [(letter, producer.send(**place, **as_record(letter))) for letter in letters]
+                flush(producer, 2 * self._config.request_timeout_s)
                 for letter, future in sent:
                     if future.failed():
                         raise _refusal(self._config, topic, letter, future.exception)
@@ -217,13 +232,32 @@ class TopicDeadLetters:
                 if not committed.wait(2_000 * self._config.request_timeout_s):
                     raise KafkaTimeoutError("the transaction was not confirmed in time")
         except BrokerError as error:
-            if isinstance(error.__cause__, _FENCED):
+            if isinstance(error.__cause__, _FENCED) and not self._took_too_long():
                 raise FencedError(
                     f"another process writes the dead letters of shard {self._shard} as group "
                     f"{self._config.group_id!r}: it owns the shard now"
                 ) from error
             raise
         return sent
+
+    def _took_too_long(self) -> bool:
+        """Whether the broker itself ended our transaction, which it tells as if another process had: nobody did since.
+
+        It then stands one epoch above ours and is aborted; one that somebody took over begins empty.
+        """
+        assert self._producer is not None
+        ours = self._producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
+        try:
+            admin = open_admin(self._config)
+            try:
+                found = admin.describe_transactions([self._transactional_id])[self._transactional_id]
+            finally:
+                admin.close()
+        except (KafkaError, BrokerError) as error:
+            log.warning("transaction_unknown", transactional_id=self._transactional_id, error=str(error))
+            return False
+        aborted = found.state in {TransactionState.PREPARE_ABORT, TransactionState.COMPLETE_ABORT}
+        return aborted and (found.producer_id, found.producer_epoch) == (ours.producer_id, ours.epoch + 1)
 
     def _remember(self, letter: DeadLetter, offset: int) -> None:
         if len(self._found) >= _MOST_FOUND:
@@ -240,126 +274,28 @@ class TopicDeadLetters:
             return letter
         log.warning("dead_letter_cut", source=letter.source)
         kept = max(0, room)
-        said = f"{letter.detail}{_CUT} {len(letter.value)} to {kept} bytes, the most the topic takes]"
+        said = f"{letter.detail}{CUT} {len(letter.value)} to {kept} bytes, the most the topic takes]"
         return letter.model_copy(update={"value": letter.value[:kept], "detail": said})
 
 
 def _refusal(config: KafkaConfig, topic: str, letter: DeadLetter, why: BaseException) -> BrokerError:
     error = BrokerError(
-        f"Kafka at {config.bootstrap_servers} did not take the dead letter of {letter.source} into topic {topic!r}: {why}"
+        f"Kafka at {config.bootstrap_servers} did not take the dead letter of {letter.source} into topic {topic!r}: "
+        f"{why}"
     )
     error.__cause__ = why
     return error
 
 
-def read_topic(config: KafkaConfig) -> Iterator[DeadLetter]:
-    """The letters in ``kafka.dead_letters_topic`` from the oldest kept to the newest at the time of the call.
-
-    They are in order within a partition of the topic. Records that are no dead letters are logged and passed over.
-
-    Raises:
-        BrokerError: if the broker does not answer, or the topic is missing.
-    """
-    topic = config.dead_letters_topic
-    admin = open_admin(config)
-    try:
-        count = partition_counts(admin, config, [topic])[topic]
-    finally:
-        admin.close()
-    with _consumer(config) as consumer:
-        ranges = _ranges(config, consumer, [TopicPartition(topic, number) for number in range(count)])
-        for record in _read(config, consumer, ranges):
-            letter = _as_letter(record)
-            if letter is not None:
-                yield letter
-
-
-@contextmanager
-def _consumer(config: KafkaConfig) -> Iterator[KafkaConsumer]:
-    """A consumer for a block."""
-    consumer = open_consumer(config)
-    try:
-        yield consumer
-    finally:
-        consumer.close(timeout_ms=_CLOSE_MS)
-
-
-def _ranges(
-    config: KafkaConfig, consumer: KafkaConsumer, keys: Sequence[TopicPartition]
-) -> dict[TopicPartition, tuple[int, int]]:
-    """First offset and end of each partition; an end behind records of a transaction in progress."""
-
-    def ask() -> dict[TopicPartition, tuple[int, int]]:
-        timeout_ms = int(config.request_timeout_s * 1000)
-        try:
-            ends = consumer.end_offsets(keys, timeout_ms=timeout_ms)
-            starts = consumer.beginning_offsets(keys, timeout_ms=timeout_ms)
-        except KeyError as error:  # kafka-python's way to say that a partition has no leader now
-            raise LeaderNotAvailableError(str(error)) from error
-        return {key: (starts[key], ends[key]) for key in keys}
-
-    return asked(config, "asking for the offsets of dead letters", ask)
-
-
-def _read(
-    config: KafkaConfig, consumer: KafkaConsumer, ranges: Mapping[TopicPartition, tuple[int, int]]
-) -> Iterator[ConsumerRecord]:
-    """The records between two offsets of each partition."""
-    timeout_ms = int(config.request_timeout_s * 1000)
-    with broker_errors(config, "reading dead letters"):
-        consumer.assign(list(ranges))
-        for key, (start, _) in ranges.items():
-            consumer.seek(key, start)
-        while any(consumer.position(key, timeout_ms=timeout_ms) < end for key, (_, end) in ranges.items()):
-            fetched = consumer.poll(timeout_ms=timeout_ms, max_records=1_000)
-            if not fetched:
-                raise BrokerError(
-                    f"Kafka at {config.bootstrap_servers} sent nothing for {config.request_timeout_s:g} s, although "
-                    f"topic {config.dead_letters_topic!r} holds more dead letters"
-                )
-            for key, records in fetched.items():
-                yield from (record for record in records if record.offset < ranges[key][1])
-
-
-def is_cut(letter: DeadLetter) -> bool:
-    """Whether the letter holds less than its record did."""
-    return _CUT in letter.detail
-
-
-def digest_of(letter: DeadLetter) -> bytes:
-    """Tells a letter from all others, of an earlier topic of the same name too: the bytes count."""
-    about = (letter.topic, letter.partition, letter.offset, letter.reason.value, letter.key, letter.value)
-    return blake2b(repr(about).encode(), digest_size=16).digest()
-
-
-def _as_record(letter: DeadLetter) -> dict[str, Any]:
-    headers = {
-        "reason": letter.reason,
-        "error-class": letter.error,
-        "detail": letter.detail,
-        "source-topic": letter.topic,
-        "source-partition": letter.partition,
-        "source-offset": letter.offset,
-        "failed-at-ms": letter.failed_at_ms,
-    }
-    value = letter.value
-    if letter.key is None and value is None:  # a tombstone without a key, which kafka-python does not send
-        headers["absent"], value = "value", b""
-    return {
-        "key": letter.key,
-        "value": value,
-        "headers": [(name, str(header).encode()) for name, header in headers.items() if header is not None],
-    }
-
-
-def _as_letter(record: Any) -> DeadLetter | None:
-    headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
-    told = {name.removeprefix("source-").replace("-", "_"): value for name, value in headers.items()}
-    told["error"] = headers.get("error-class")
-    value = None if headers.get("absent") == "value" else record.value
-    try:
-        return DeadLetter.model_validate(told | {"key": record.key, "value": value})
-    except ValidationError as error:
-        where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-        log.warning("dead_letter_damaged", **where, error=error.errors()[0]["msg"])
-        return None
+def chunks_of(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    """The letters in portions that are copied in memory one at a time: engagements may expire by the million."""
+    chunk: list[DeadLetter] = []
+    held = 0
+    for letter in letters:
+        chunk.append(letter)
+        held += len(letter.key or b"") + len(letter.value or b"") + _OVERHEAD_BYTES
+        if len(chunk) == _CHUNK_RECORDS or held >= _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk

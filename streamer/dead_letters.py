@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from indexer.failpoints import failpoint
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StoreError, UsageError
-from streamer.dead_letter_topic import TopicDeadLetters, read_topic
+from streamer.dead_letter_records import read_topic
+from streamer.dead_letter_topic import TopicDeadLetters, chunks_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -112,11 +113,14 @@ class FileDeadLetters:
         if not letters:
             return
         failpoint("letters.before")
-        lines = b"".join(letter.model_dump_json().encode() + b"\n" for letter in letters)
+        end = self._position
         try:
-            written = 0
-            while written < len(lines):
-                written += os.pwrite(self._file, memoryview(lines)[written:], self._position + written)
+            for chunk in chunks_of(letters):
+                lines = b"".join(letter.model_dump_json().encode() + b"\n" for letter in chunk)
+                written = 0
+                while written < len(lines):
+                    written += os.pwrite(self._file, memoryview(lines)[written:], end + written)
+                end += written
             os.fdatasync(self._file)
         except OSError as error:
             # A torn line would damage the next one too, if the disk gets room again and the writer goes on.
@@ -125,7 +129,7 @@ class FileDeadLetters:
             raise StoreError(
                 f"cannot write {len(letters)} dead letters to {self.path}: {error}; free disk space, then start again"
             ) from error
-        self._position += len(lines)
+        self._position = end
         failpoint("letters.after")
 
     def restore(self, position: int | None) -> None:

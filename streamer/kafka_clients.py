@@ -17,7 +17,7 @@ import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.cluster import collect_hosts
-from kafka.errors import KafkaError, KafkaTimeoutError, for_code
+from kafka.errors import KafkaError, KafkaTimeoutError, UnknownError, for_code
 from kafka.net.compat import KafkaNetClient
 
 from schemas.config import KafkaConfig
@@ -33,6 +33,7 @@ _LONGEST_FETCH_WAIT_MS: Final = 250  # how long the broker may hold a fetch when
 _RECONNECT_AT_MOST_MS: Final = 1_000  # a restarted broker is found again within about a second
 METADATA_AGE_MS: Final = 10_000  # how long a topic that was deleted and created anew may pass for the old one
 _ASK_AGAIN_S: Final = 0.1
+_SPLIT_S: Final = 0.005  # how long it takes about to split a batch
 _UNKNOWN_TOPIC: Final = 3  # error code UNKNOWN_TOPIC_OR_PARTITION
 
 
@@ -78,6 +79,26 @@ def open_producer(config: KafkaConfig, **options: Any) -> KafkaProducer:
         "max_block_ms": request_ms,
     }
     return _open(KafkaProducer, config, **settings | options)
+
+
+def flush(producer: KafkaProducer, timeout_s: float) -> None:
+    """Wait until the broker has taken or refused everything sent.
+
+    kafka-python's own takes a batch that is being split, as it is larger than the topic takes, for one never answered.
+
+    Raises:
+        KafkaError: if the broker did neither in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            producer.flush(max(0.0, deadline - time.monotonic()))
+        except UnknownError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_SPLIT_S)
+        else:
+            return
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:

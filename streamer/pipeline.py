@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -109,6 +110,7 @@ class Pipeline:
         self._span = Span() if span is None else span
         self._asked_to_stop = False
         self._abandoned = False
+        self._behind_since = math.inf
         self.metrics = metrics if metrics is not None else Metrics()
         self.progress = Progress()
         self.inbox: Inbox[Prepared] = Inbox(config.writer.queue_batches)
@@ -135,10 +137,12 @@ class Pipeline:
         Raises:
             FacetstreamError: whatever reading, writing or rebalancing could not get over; the store stays consistent.
         """
-        self._index.bind_source(self._source.identity())
-        positions = self._positions()
-        self._restore_sink(self._index.view.totals.dead_letter_position)
-        threads = [threading.Thread(target=self.reader.run, args=(positions,), name="reader", daemon=True)]
+        try:
+            self._begin()
+        except BaseException:
+            self._sink.close()
+            raise
+        threads = [threading.Thread(target=self.reader.run, name="reader", daemon=True)]
         if self._config.rebalance.enabled:
             threads.append(threading.Thread(target=self._rebalance, name="compactor", daemon=True))
         for thread in threads:
@@ -179,8 +183,19 @@ class Pipeline:
 
         self.inbox.call(exchange)
 
+    def _begin(self) -> None:
+        """Make store, source and sink agree on where to go on."""
+        identity = self._source.identity()
+        self._index.check_source(identity)
+        positions = self._positions()
+        starts = self.reader.begin(positions)
+        new = {str(partition): at for partition, at in starts.items() if at and partition not in positions}
+        self._index.bind_source(identity, new)
+        self._restore_sink(self._index.view.totals.dead_letter_position)
+        self.progress.turned_at = self.progress.applied_at = time.monotonic()
+
     def _positions(self) -> dict[Partition, int]:
-        """Where the store stands in each partition of the source."""
+        """Where the store stands in each partition of the source; 0 where it was filled before and holds nothing."""
         stored = self._index.view.positions
         for name, position in stored.items():
             if position and name not in self._partitions:
@@ -188,7 +203,8 @@ class Pipeline:
                     f"the store holds {position} records of {name}, which the source does not have; put it back, "
                     "or start with an empty store"
                 )
-        return {partition: stored[name] for name, partition in self._partitions.items() if name in stored}
+        known = stored if not self._index.source() else dict.fromkeys(self._partitions, 0) | dict(stored)
+        return {partition: known[name] for name, partition in self._partitions.items() if name in known}
 
     def _restore_sink(self, position: int | None) -> None:
         self._sink.restore(position)
@@ -201,9 +217,13 @@ class Pipeline:
 
     def stuck(self) -> str | None:
         """Why no offset moves although there are records to apply; None while offsets move, or nothing is left."""
-        idle_s = time.monotonic() - self.progress.applied_at
         behind = {name: records for name, records in self.lag().items() if records}
-        if not behind or idle_s < self._config.http.progress_after_s:
+        if not behind:
+            self._behind_since = math.inf
+            return None
+        self._behind_since = min(self._behind_since, time.monotonic())  # before it there was nothing to do
+        idle_s = time.monotonic() - max(self.progress.applied_at, self._behind_since)
+        if idle_s < self._config.http.progress_after_s:
             return None
         at = self._index.view.positions
         where = ", ".join(f"{name} at {at.get(name, 0)}, {records} behind" for name, records in behind.items())

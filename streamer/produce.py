@@ -28,6 +28,7 @@ from streamer.eventlog_format import discover
 from streamer.kafka_clients import (
     broker_errors,
     close_producer,
+    flush,
     open_admin,
     open_producer,
     topic_settings,
@@ -201,7 +202,7 @@ class _Output:
     def confirm(self) -> None:
         """Wait until the broker has all, and count it."""
         with broker_errors(self._config, f"waiting for {len(self._unconfirmed)} records to be confirmed"):
-            self._producer.flush(2 * self._config.request_timeout_s)
+            flush(self._producer, 2 * self._config.request_timeout_s)
         failed = [(event, future.exception) for event, future in self._unconfirmed if future.failed()]
         if failed:
             raise self._refused(failed)

@@ -84,23 +84,47 @@ class Reader:
         """Stop after the poll in progress."""
         self._stopping = True
 
-    def run(self, positions: Mapping[Partition, int]) -> None:
-        """Thread body; what goes wrong reaches the writer through the inbox.
+    def begin(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Find the place to start. Call it once, before :meth:`run`.
 
         Args:
             positions: where the store stands.
+
+        Returns:
+            Where each partition starts.
+
+        Raises:
+            UsageError: if the span starts beyond where the store stands.
+            BrokerError: if the source does not have the place, or does not answer.
         """
+        start = dict(positions)
+        for partition, offset in self._span.start.items():
+            if partition in positions and offset > positions[partition]:
+                raise UsageError(
+                    f"the store stands at {positions[partition]} of {partition}; starting at {offset} would leave out "
+                    f"{offset - positions[partition]} records: start at {positions[partition]} or before"
+                )
+            start[partition] = offset
+        self._applied = positions
+        self._read = self._source.seek(start)
+        self.ends = self._source.end_offsets()
+        if self._span.stop is not None:
+            self._stop_at = {partition: self._span.stop.get(partition, 0) for partition in self._read}
+        elif self._span.to_end:
+            self._stop_at = dict(self.ends)
+        return dict(self._read)
+
+    def run(self) -> None:
+        """Thread body; what goes wrong reaches the writer through the inbox."""
         try:
-            self._loop(positions)
+            self._loop()
         except BaseException as error:  # noqa: BLE001  # handed to the writer, which raises it
             self._inbox.end(error)
         else:
             self._inbox.end()
 
-    def _loop(self, positions: Mapping[Partition, int]) -> None:
-        partitions = self._source.partitions()
-        aligner = Aligner(partitions)
-        self._begin(partitions, positions)
+    def _loop(self) -> None:
+        aligner = Aligner(self._source.partitions())
         blocked_since = time.monotonic()
         paused: set[Partition] = set()
         settings, size = self._config.source, self._config.writer.batch_records
@@ -122,8 +146,9 @@ class Reader:
                 if len(records) or records.next_offset > self._applied.get(partition, 0):
                     aligner.push(self._decoder.decode(records, start + records.lost, records.lost))
             released = aligner.release(self._at_end())
-            if not released and aligner.waiting() and time.monotonic() - blocked_since > settings.align_wait_s:
-                # A partition lags but gives nothing: its leader may be gone. Going on beats standing still.
+            wait_s = settings.align_wait_s
+            if wait_s and not released and aligner.waiting() and time.monotonic() - blocked_since > wait_s:
+                # A partition lags but gives nothing, and we were told not to stand still for it.
                 released = aligner.release(self._read.keys() - self._with_records(aligner))
             grew, backlog = bool(released), backlog + released
             # While the writer has enough to do, a batch may grow: large ones cost less.
@@ -140,24 +165,6 @@ class Reader:
                 return
             if self._span.rate is not None:
                 self._slow_down(began + taken / self._span.rate)
-
-    def _begin(self, partitions: list[Partition], positions: Mapping[Partition, int]) -> None:
-        self._applied = positions
-        start = dict(positions)
-        for partition, offset in self._span.start.items():
-            if partition in positions and offset > positions[partition]:
-                raise UsageError(
-                    f"the store stands at {positions[partition]} of {partition}; starting at {offset} would leave out "
-                    f"{offset - positions[partition]} records: start at {positions[partition]} or before"
-                )
-            start[partition] = offset
-        self._source.seek(start)
-        self.ends = self._source.end_offsets()
-        self._read = {partition: start.get(partition, 0) for partition in partitions}
-        if self._span.stop is not None:
-            self._stop_at = {partition: self._span.stop.get(partition, 0) for partition in partitions}
-        elif self._span.to_end:
-            self._stop_at = dict(self.ends)
 
     def _slow_down(self, until: float) -> None:
         while not self._stopping and (left := until - time.monotonic()) > 0:
@@ -194,7 +201,9 @@ class Reader:
         ahead = {
             partition
             for partition, at in self._read.items()
-            if aligner.held(partition) > room or (stop is not None and at >= stop[partition])
+            if aligner.held(partition) > room
+            or aligner.held_bytes(partition) > 4 * BATCH_BYTES
+            or (stop is not None and at >= stop[partition])
         }
         if ahead - paused:
             self._source.pause(sorted(ahead - paused))

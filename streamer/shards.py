@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
-from indexer.checkpoints import CheckpointInfo, restore_newest
+from indexer.checkpoints import CheckpointInfo, list_, restore_newest
 from indexer.failpoints import failpoint
 from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
-from indexer.store import store_path
+from indexer.store import Store, is_there, now_ms, store_path
 from schemas.config import Config
 from schemas.errors import BrokerAwayError, FencedError, StoreError, UsageError
 from streamer.checkpointing import target_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 0.02
+_CATCH_UP_RECORDS: Final = 200_000  # a store that is further behind than that is replaced by a checkpoint
 _AGAIN_S: Final = 1.0  # a broker that did not answer for a shard is asked again
 
 
@@ -133,7 +135,8 @@ class Shard:
     """One shard, from its assignment to its release.
 
     Attributes:
-        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``waiting for the broker``, ``closed``.
+        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``waiting for the broker`` or ``the group``,
+            ``closed``.
         serving: whether it is of the live index; else it is built aside, and its end is not that of the daemon.
         held: it waits with what it has read, until the one that served before has ended.
         index, pipeline: while it is open.
@@ -148,7 +151,7 @@ class Shard:
         config: Config,
         duties: Duties,
         metrics: Metrics,
-        after: Shard | None = None,
+        after: Collection[Shard] = (),
     ) -> None:
         self.number = number
         self.generation = generation
@@ -171,6 +174,8 @@ class Shard:
         self._repeated = 0
         self._offsets: dict[str, int] = {}
         self._was_stuck = False
+        self._resets = dict(duties.resets)
+        self._phase_since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"shard-{number}", daemon=True)
 
     def start(self) -> None:
@@ -236,7 +241,8 @@ class Shard:
 
     def turned_s(self) -> float:
         """Seconds since its writer turned; 0 while there is none."""
-        return 0.0 if self.pipeline is None else time.monotonic() - self.pipeline.progress.turned_at
+        opened = self.pipeline is not None and self._phase == "open"
+        return time.monotonic() - self.progress.turned_at if opened else 0.0
 
     def serve(self, letters_at: int | None) -> None:
         """From being built aside to being the live index: letters go to the topic, and Kafka is told.
@@ -267,19 +273,27 @@ class Shard:
 
     def watch(self) -> None:
         """Tell when it stops making progress, and when it goes on."""
-        reason = self._away if self.pipeline is None else self.pipeline.stuck()
+        reason = self._stuck()
         if reason is not None and not self._was_stuck:
             log.warning("no_progress", shard=self.number, generation=self.generation.name, reason=reason)
         elif reason is None and self._was_stuck:
             log.info("progress_again", shard=self.number, generation=self.generation.name)
         self._was_stuck = reason is not None
 
+    def _stuck(self) -> str | None:
+        """Why it makes no progress; None while it does, or has nothing to do."""
+        if self.pipeline is not None and self._phase == "open":
+            return self.pipeline.stuck()
+        seconds = time.monotonic() - self._phase_since
+        slow = self._phase in {"opening", "restoring"} and seconds > self._config.http.progress_after_s
+        return self._away or (f"{self._phase} for {seconds:.0f} s" if slow else None)
+
     def status(self) -> dict[str, Any]:
         """What ``/status`` says of it."""
         index, pipeline = self.index, self.pipeline
         document: dict[str, Any] = {"shard": self.number, "generation": self.generation.name, "state": self.state}
         if index is None or pipeline is None:
-            return document | {"progressing": self._away is None, "stuck": self._away}
+            return document | {"progressing": self._stuck() is None, "stuck": self._stuck()}
         stuck, progress = pipeline.stuck(), pipeline.progress
         return document | {
             "alive": self.turned_s() < self._config.http.live_after_s,
@@ -300,25 +314,23 @@ class Shard:
 
     def _run(self) -> None:
         try:
-            while self._after is not None and not self._after.join(_TICK_S):
-                if self._stopping:
-                    return
-            while not self._keep():
+            for before in self._after:
+                while not before.join(_TICK_S):
+                    pass  # also when we are to end: who waits for us waits for it
+            while not self._stopping and not self._keep():
                 self._pause.wait(_AGAIN_S)
-        except FencedError as error:
-            if self._duties.may_write():
-                self.error = error
-            else:  # the group will say in a moment that the shard is lost
-                log.warning("shard_fenced", shard=self.number, generation=self.generation.name, reason=str(error))
         except BaseException as error:  # noqa: BLE001  # the daemon's thread raises it
             self.error = error
         finally:
-            self._after = None
+            self._after = ()
             self._phase = "closed"
 
     def _keep(self) -> bool:
-        """Keep the shard until it is asked to end; False if the broker does not answer for it, which others outlive."""
+        """Keep the shard until it is asked to end; False if that is to be tried again, while other shards go on."""
         bounded = self._duties.span.to_end or self._duties.span.stop is not None
+        if not bounded and not self._duties.may_write():
+            self._phase, self._away = "waiting for the group", "the consumer group has not confirmed that it is ours"
+            return False
         try:
             source = open_source(self._config, follow=not bounded, shard=self.number)
             try:
@@ -331,38 +343,69 @@ class Shard:
             if bounded:
                 raise
             self._phase, self._away = "waiting for the broker", str(error)
-            return self._stopping
+            return False
+        except FencedError as error:
+            if bounded or self._duties.may_write():
+                raise
+            # Most likely the group will say in a moment that the shard is lost; if not, it is opened again.
+            log.warning("shard_fenced", shard=self.number, generation=self.generation.name, reason=str(error))
+            return False
         return True
 
     def _restore(self, source: Source) -> None:
-        """Bring the newest checkpoint here, if there is one and nothing is here."""
+        """Bring the newest checkpoint here, if there is one and what is here is nothing, or of no use any more."""
         config, name = self._config, self.generation.name
         path = store_path(config.data_dir, name, self.number)
-        target = target_of(config)
-        if (path / "CURRENT").exists() or target is None or self._duties.build:
+        if self._duties.build:
             return
-        self._phase = "restoring"
+        target = target_of(config)
         wanted = store_meta(self.generation.model.manifest, name, config.counters.half_lives_s)
-        began = time.monotonic()
         mine = source.identity()
 
-        def of_this_source(info: CheckpointInfo) -> bool:
+        def of_use(info: CheckpointInfo) -> bool:
             # One of a topic that was since deleted and created anew has offsets that mean nothing now.
             return all(mine.get(name, told) == told for name, told in info.source.items())
 
-        found = restore_newest(target, wanted, self.number, path, accept=of_this_source)
+        self._phase = "restoring"
+        if is_there(path):
+            best = next(filter(of_use, list_(target, model_hash=wanted.model_hash, shard=self.number)), None)
+            if best is None or not self._outdated(path, best, source):
+                return
+            aside = path.with_name(f"{path.name}.outdated-{now_ms()}")
+            path.rename(aside)
+            log.warning("shard_outdated", shard=self.number, generation=name, moved_to=str(aside))
+        began = time.monotonic()
+        found = restore_newest(target, wanted, self.number, path, accept=of_use)
         if found is not None:
             seconds = round(time.monotonic() - began, 3)
             log.info("restored", shard=self.number, generation=name, offsets=found.offsets, seconds=seconds)
 
+    def _outdated(self, path: Path, best: CheckpointInfo, source: Source) -> bool:
+        """Whether a checkpoint should replace the store here: another owned the shard for long.
+
+        That is: the checkpoint is ahead in every partition, and either far, or the store's next records are gone.
+        """
+        with Store.open(path) as store:
+            stored = store.offsets()
+        partitions = source.partitions()
+        ahead = [best.offsets.get(str(partition), 0) - stored.get(str(partition), 0) for partition in partitions]
+        if min(ahead) < 0 or sum(ahead) == 0:
+            return False
+        oldest = resolve(self._config, partitions, "earliest")
+        gone = any(stored.get(str(partition), 0) < at for partition, at in oldest.items())
+        return gone or sum(ahead) > _CATCH_UP_RECORDS
+
     def _keep_current(self, source: Source) -> None:
-        config, duties, name = self._config, self._duties, self.generation.name
+        config, name = self._config, self.generation.name
         self._phase = "opening"
         with open_index(config, self.generation.model, self.number, name) as index:
+            if self._abandoned:  # lost meanwhile: opening took the mark off again
+                self.release()
+                return
             failpoint("shard.opened")
             try:
                 self._reset(index, source)
-                self._pump(index, source, open_sink(config, name, self.number, build=duties.build))
+                self._pump(index, source, open_sink(config, name, self.number, build=not self.serving))
             finally:
                 failpoint("shard.closing")
                 with self._open:  # a checkpoint that is being taken needs the store
@@ -410,20 +453,19 @@ class Shard:
         self._told = now
 
     def _tell_durable(self, positions: Mapping[Partition, int]) -> None:
-        if self.serving:
+        if self.serving and not self._abandoned:
             self._duties.on_durable(positions)
 
     def _reset(self, index: Index, source: Source) -> None:
         mine = {str(partition): partition for partition in source.partitions()}
-        asked = {name: where for name, where in self._duties.resets.items() if name in mine}
+        # Each once: the shard may go and come back, and the records since must not be read again.
+        asked = {name: where for name in mine if (where := self._resets.pop(name, None)) is not None}
         if asked:
             found = {name: resolve(self._config, [mine[name]], where)[mine[name]] for name, where in asked.items()}
             reset = {"kind", *(mine[name].stream.value for name in asked)}  # the other stream keeps its topic's id
             identity = {name: told for name, told in source.identity().items() if name in reset}
             index.reset(found, f"asked for: {asked}", identity)
             log.warning("offsets_reset", shard=self.number, offsets=found)
-            for name in asked:
-                del self._duties.resets[name]
 
     def release(self) -> None:
         """Note on disk that another process owns the shard now.

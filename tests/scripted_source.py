@@ -46,8 +46,9 @@ class ScriptedSource:
     def partitions(self) -> list[Partition]:
         return sorted(self.records)
 
-    def seek(self, positions: Mapping[Partition, int]) -> None:
+    def seek(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
         self._at = {partition: positions.get(partition, 0) for partition in self.records}
+        return dict(self._at)
 
     def poll(self, max_records: int, timeout_s: float) -> list[Records]:
         out = []

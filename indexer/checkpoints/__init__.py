@@ -10,8 +10,20 @@ furthest. Files are kept under the hash of their content, so a checkpoint copies
 from indexer.checkpoints.expiring import expire
 from indexer.checkpoints.listing import list_, newest
 from indexer.checkpoints.restoring import restore, restore_newest
-from indexer.checkpoints.taking import create
+from indexer.checkpoints.taking import Image, create, publish, take_image
 from indexer.checkpoints.target import CheckpointTarget
 from schemas.checkpoints import CheckpointInfo
 
-__all__ = ["CheckpointInfo", "CheckpointTarget", "create", "expire", "list_", "newest", "restore", "restore_newest"]
+__all__ = [
+    "CheckpointInfo",
+    "CheckpointTarget",
+    "Image",
+    "create",
+    "expire",
+    "list_",
+    "newest",
+    "publish",
+    "restore",
+    "restore_newest",
+    "take_image",
+]

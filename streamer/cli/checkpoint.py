@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
+import structlog
 import typer
 from rich.table import Table
 
 from indexer import checkpoints
+from indexer.durable import sync_path
 from indexer.store import Store, store_path
-from schemas.errors import NotFoundError, StoreError
+from schemas.errors import NotFoundError, StoreError, StoreLockedError
 from streamer.asking import ask_daemon, running_daemon
 from streamer.checkpointing import shown, target_of
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
@@ -23,6 +27,8 @@ from streamer.generations import (
     own_shard,
 )
 from streamer.verification import verify_shards
+
+log = structlog.get_logger(__name__)
 
 Url = Annotated[str | None, typer.Option("--url", help="Directory or fsspec URL.", show_default="checkpoints.url")]
 
@@ -101,10 +107,10 @@ def restore(
             raise NotFoundError(f"{target} holds no checkpoint of shard {number} for model {wanted[:12]}")
         make_generation(found.data_dir, name, artifact)
         path = store_path(found.data_dir, name, number)
-        if replace and path.exists():
-            Store.open(path).close()  # nobody writes to it, or this raises
-            path.rename(path.with_name(f"{path.name}.replaced-{time.time_ns() // 1_000_000}"))
-        checkpoints.restore(target, info, path)
+        if replace:
+            _replace(path, target, info)
+        else:
+            checkpoints.restore(target, info, path)
         own_shard(found.data_dir, name, number)
         rows.append(shown(info, target))
     with open_for_reading(found) as stores:
@@ -112,6 +118,27 @@ def restore(
     if not reply.ok:
         raise StoreError(f"what was restored is not sound: {reply.violations[0].detail}; see `facetstream verify`")
     show({"restored": rows}, as_json, lambda: _table(rows))
+
+
+def _replace(path: Path, target: checkpoints.CheckpointTarget, info: checkpoints.CheckpointInfo) -> None:
+    """Restore beside the store that may be there, and put it in its place when all is here."""
+    try:
+        if path.exists():
+            Store.open(path).close()
+    except StoreLockedError:
+        raise
+    except StoreError as error:  # a damaged one is what most are replaced for
+        log.warning("replaced_store_is_damaged", store=str(path), error=str(error))
+    beside = path.with_name(f".{path.name}.restored")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed here
+    checkpoints.restore(target, info, beside)
+    try:
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.replaced-{time.time_ns() // 1_000_000}"))
+        beside.rename(path)
+        sync_path(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot put {beside} in the place of {path}: {error}; rename it yourself") from error
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -131,7 +131,8 @@ def promote(
         _promote_through(url, name)
     else:
         if not force:
-            _check_caught_up(found, name, at.current)
+            _check_not_behind(found, name, at.current)
+        _check_not_ahead(found, name, at.current)
         point_to(found.data_dir, name, at.current)
     show({"current": name, "previous": at.current}, as_json, lambda: f"generation {name} is in use; was {at.current}")
 
@@ -178,22 +179,32 @@ def _promote_through(url: str, name: str) -> None:
             time.sleep(_ASK_EVERY_S)
 
 
-def _check_caught_up(found: Config, name: str, current: str) -> None:
-    """Refuse a generation that has applied less than the one in use; beside Kafka also one that has applied more."""
-    at: dict[str, dict[str, int]] = {}
-    for generation in (name, current):
-        with open_for_reading(found, generation) as stores:
-            at[generation] = {key: offset for store in stores.values() for key, offset in store.offsets().items()}
-    behind = {key: offset - at[name].get(key, 0) for key, offset in at[current].items()}
+def _offsets(found: Config, generation: str) -> dict[str, int]:
+    with open_for_reading(found, generation) as stores:
+        return {key: offset for store in stores.values() for key, offset in store.offsets().items()}
+
+
+def _check_not_behind(found: Config, name: str, current: str) -> None:
+    """Refuse a generation that has applied less than the one in use."""
+    stored = _offsets(found, name)
+    behind = {key: offset - stored.get(key, 0) for key, offset in _offsets(found, current).items()}
     behind = {key: records for key, records in behind.items() if records > 0}
     if behind:
         raise StoreError(
             f"generation {name} is {sum(behind.values())} records behind {current} ({', '.join(sorted(behind))}); run "
             f"`facetstream replay --generation {name}`, promote it through a running daemon, or give --force"
         )
-    ahead = sum(offset - at[current].get(key, 0) for key, offset in at[name].items())
-    if ahead and found.source.kind == "kafka":
+
+
+def _check_not_ahead(found: Config, name: str, current: str) -> None:
+    """Refuse a generation that has applied more than the one in use: while it was built aside it sent no letters."""
+    if found.source.kind != "kafka":
+        return  # letters in a file are a generation's own
+    stored = _offsets(found, current)
+    ahead = sum(max(0, offset - stored.get(key, 0)) for key, offset in _offsets(found, name).items())
+    if ahead:
         raise StoreError(
             f"generation {name} is {ahead} records ahead of {current}, which has not sent their dead letters to topic "
-            f"{found.kafka.dead_letters_topic!r} yet; promote it through a running daemon, or give --force"
+            f"{found.kafka.dead_letters_topic!r} yet; let {current} catch up first (`facetstream replay`), or promote "
+            "through a running daemon"
         )

@@ -61,8 +61,11 @@ class Source(Protocol):
         """The partitions this source reads, sorted."""
         ...
 
-    def seek(self, positions: Mapping[Partition, int]) -> None:
-        """Go on reading each partition at the given offset; those not named start at the beginning.
+    def seek(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Go on reading each partition at the given offset; those not named start at the oldest record there is.
+
+        Returns:
+            Where each partition starts.
 
         Raises:
             BrokerError, UsageError: if a position lies outside what the source holds.

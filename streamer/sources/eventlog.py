@@ -88,7 +88,7 @@ class EventLogSource:
         """What kind of source this is; a log has no identity beyond its content."""
         return {"kind": "eventlog"}
 
-    def seek(self, positions: Mapping[Partition, int]) -> None:
+    def seek(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
         """Go on reading each partition at the given line; those not named start at the beginning.
 
         Raises:
@@ -102,6 +102,7 @@ class EventLogSource:
                 )
         for partition, reader in self._readers.items():
             reader.seek(positions.get(partition, 0))
+        return {partition: positions.get(partition, 0) for partition in self._readers}
 
     def poll(self, max_records: int, timeout_s: float) -> list[Records]:
         """Up to ``max_records`` records in all, shared evenly among the partitions that have some.

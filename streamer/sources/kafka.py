@@ -25,7 +25,7 @@ from streamer.kafka_clients import (
 )
 from streamer.sources.base import Partition, Records
 from streamer.sources.kafka_backlog import Backlog
-from streamer.sources.kafka_partitions import PartitionLag, find_topics, read_lag
+from streamer.sources.kafka_partitions import PartitionLag, find_topics, read_committed, read_lag
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -80,8 +80,14 @@ class KafkaSource:
         """Which topics these are: name and id of each, so that one made anew is told from the old one."""
         return dict(self._identity)
 
-    def seek(self, positions: Mapping[Partition, int]) -> None:
+    def seek(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
         """Go on reading each partition at the given offset; those not named start at the oldest record kept.
+
+        Where the group has read a partition before that is not named, the records removed since are missing: what was
+        built of them is lost. That is a gap as any other.
+
+        Returns:
+            Where each partition starts; below the oldest record where a gap is passed over.
 
         Raises:
             BrokerError: if a position lies outside what the broker holds, or its partition does not exist. It is never
@@ -98,12 +104,31 @@ class KafkaSource:
                 )
             if offset > ends[partition] or (offset < beginnings[partition] and not self._may_skip):
                 raise self._out_of_range(partition, offset, beginnings[partition], ends[partition])
-        starts = {partition: positions.get(partition, beginning) for partition, beginning in beginnings.items()}
+        starts = beginnings | dict(positions) | self._begun_anew(beginnings, positions)
         self._backlog.start(starts)
         for partition, start in starts.items():
             self._consumer.seek(self._names[partition], start)
             if start < beginnings[partition]:
                 self._skip(partition, beginnings[partition])
+        return starts
+
+    def _begun_anew(
+        self, beginnings: Mapping[Partition, int], positions: Mapping[Partition, int]
+    ) -> dict[Partition, int]:
+        """Partitions that are read from their start although the group has read what is gone from there."""
+        cut = [partition for partition, at in beginnings.items() if at and partition not in positions]
+        if not cut:
+            return {}
+        committed = read_committed(self._config, [self._names[partition] for partition in cut])
+        again = [partition for partition in cut if committed.get(self._names[partition], 0) > 0]
+        if again and not self._may_skip:
+            partition, group = again[0], self._config.group_id
+            raise BrokerError(
+                f"topic {partition.topic} partition {partition.number}: its first {beginnings[partition]} records were "
+                f"removed since group {group!r} read them, and the index here does not hold them: restore a "
+                'checkpoint or bring its directory back, or set kafka.on_gap = "skip" to count them and go on'
+            )
+        return dict.fromkeys(again, 0)
 
     def poll(self, max_records: int, timeout_s: float) -> list[Records]:
         """Up to ``max_records`` records in all, shared evenly among the partitions that have some at hand.

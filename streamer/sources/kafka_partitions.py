@@ -14,7 +14,7 @@ from streamer.kafka_clients import asked, open_admin, topic_facts
 from streamer.sources.base import Partition, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from uuid import UUID
 
     from kafka import KafkaAdminClient
@@ -148,3 +148,19 @@ def shard_count(config: Config) -> int:
             "engagements meet in one shard; create one of them anew"
         )
     return items.count
+
+
+def read_committed(config: KafkaConfig, keys: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+    """What the group committed of some partitions; those of which it committed nothing are left out.
+
+    Raises:
+        BrokerError: if the broker does not answer.
+    """
+    admin = open_admin(config)
+    try:
+        wanted = {config.group_id: list(keys)}
+        doing = f"asking what group {config.group_id!r} has read"
+        found = asked(config, doing, lambda: admin.list_group_offsets(wanted)[config.group_id])
+        return {key: found[key].offset for key in keys if key in found and found[key].offset >= 0}
+    finally:
+        admin.close()

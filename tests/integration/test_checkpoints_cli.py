@@ -98,8 +98,51 @@ def test_a_store_that_is_there_is_replaced_on_request_only(world: World) -> None
     assert before.offsets == world.state("data").offsets
     aside = sorted(path.name for path in (world.data_dir("data") / "generations" / FIRST).glob("*.replaced-*"))
     assert [name.partition(".")[0] for name in aside] == ["shard-00000", "shard-00001", "shard-00001"]
+    assert not list((world.data_dir("data") / "generations" / FIRST).glob(".*"))
     world.run("data", "--until-end").end()
     assert not differences(world.undisturbed()[0], world.state("data"))
+
+
+def test_a_store_is_not_given_up_for_a_checkpoint_that_is_damaged_but_for_a_whole_one(world: World) -> None:
+    world.run("data", "--until-end").end()
+    world.reply("data", "checkpoint", "create")
+    before, folder = world.state("data"), world.data_dir("data") / "generations" / FIRST
+    files = {file: file.read_bytes() for file in (world.folder / "checkpoints").rglob("files/*")}
+    for file in files:
+        file.write_bytes(b"damage")
+    names = sorted(path.name for path in folder.iterdir())
+    assert "is damaged: its file" in world.command("data", "checkpoint", "restore", "--replace", code=3)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert not differences(before, world.state("data"))
+    for file, content in files.items():
+        file.write_bytes(content)
+    (store_path(world.data_dir("data"), FIRST, 0) / "CURRENT").write_bytes(b"damage")
+    world.reply("data", "checkpoint", "restore", "--replace")
+    assert not differences(before, world.state("data"))
+
+
+def test_an_offline_checkpoint_says_of_which_source_it_is(world: World) -> None:
+    world.run("data", "--until-end").end()
+    world.reply("data", "checkpoint", "create")
+    found = list_checkpoints(CheckpointTarget(world.folder / "checkpoints"))
+    assert [info.source["kind"] for info in found] == ["eventlog", "eventlog"]
+
+
+def test_a_daemon_at_rest_takes_no_further_checkpoint(world: World) -> None:
+    world.settings("data", interval_s=0.2)
+    daemon = world.run("data").until_ready()
+    world.until_applied(daemon)
+
+    def rows() -> list[int]:
+        return [sum(row["offsets"].values()) for row in listed(world)]
+
+    until(lambda: sum(sorted(rows())[-2:]) == world.sent, "checkpoints of all")
+    before = {row["checkpoint"] for row in listed(world)}
+    time.sleep(1.5)  # some intervals
+    assert {row["checkpoint"] for row in listed(world)} == before
+    world.send(random_log(85, 100))
+    until(lambda: {row["checkpoint"] for row in listed(world)} > before - before and max(rows()) > 0, "more")
+    daemon.terminate()
 
 
 def test_a_damaged_checkpoint_is_named_and_leaves_nothing(world: World) -> None:

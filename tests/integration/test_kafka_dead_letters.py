@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from kafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from indexer.store import Store, store_path
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter, Reason
-from schemas.errors import BrokerError
-from streamer.dead_letters import TopicDeadLetters, read_topic
+from schemas.errors import BrokerError, FencedError
+from streamer.dead_letters import FileDeadLetters, TopicDeadLetters, read_file, read_topic
 from streamer.generations import open_index
-from streamer.kafka_clients import open_admin, open_consumer, topic_settings
+from streamer.kafka_clients import flush, open_admin, open_consumer, open_producer, topic_settings
 from streamer.pipeline import Pipeline
 from streamer.reader import Span
 from tests.builders import tiny_model
@@ -26,6 +28,8 @@ from tests.scripted_source import ENGAGEMENTS, ITEMS, Scripted, ScriptedSource
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from kafka import KafkaProducer
 
     from schemas.config import KafkaConfig
     from tests.conftest import FreshTopics
@@ -74,7 +78,7 @@ def test_letters_come_back_as_they_went_in(fresh_topics: FreshTopics) -> None:
         assert sink.position == 3
         sink.write([])
         sink.write(letters[3:])
-        assert sink.position == 500
+        assert sink.position == 501  # the marker of the first transaction lies between
         assert list(read_topic(config)) == letters  # before close: write returns when they are kept
     assert list(read_topic(config)) == letters
 
@@ -138,7 +142,6 @@ def test_a_crash_between_letters_and_store_sends_none_of_them_twice(
                 sink.write(letters[at : at + size])
                 position = sink.position
         at, stored = at + size, position
-    assert stored == at
     assert list(read_topic(config)) == letters[: max(5, at)]
 
 
@@ -152,7 +155,7 @@ def test_shards_that_share_a_partition_do_not_take_each_others_letters_for_their
         sink.write(mine[:1])
         other.write(others)
         sink.write(mine[1:])
-        assert (sink.position, other.position) == (6, 4)
+        assert (sink.position, other.position) == (8, 5)  # markers too
     with closing(TopicDeadLetters(config, shard=4)) as other:
         other.restore(0)
         other.write(others)
@@ -186,7 +189,7 @@ def test_a_position_beyond_the_topic_is_told_and_searched_from_the_beginning(fre
         with capture_logs() as logs:
             sink.restore(900)
         sink.write([letter(0), letter(1)])
-        assert sink.position == 2
+        assert sink.position == 3
     assert [log["event"] for log in logs] == ["dead_letter_topic_shrank", "dead_letters_found"]
     assert [found.offset for found in read_topic(config)] == [0, 1]
 
@@ -202,7 +205,6 @@ def test_a_sink_goes_on_after_a_refusal(fresh_topics: FreshTopics) -> None:
         assert sink.position == 1
         limit_records(config, 1_000_000)
         sink.write([letter(1)])
-        assert sink.position == 2
     assert [log["event"] for log in logs].count("dead_letters_sent_again") == 1
     assert [found.offset for found in read_topic(config)] == [0, 1]
 
@@ -240,7 +242,7 @@ def test_where_letters_cannot_be_written_the_pipeline_stops_and_loses_nothing(
             finally:
                 positions = dict(index.view.positions)
             assert index.view.totals.dead_letters == 10
-            assert index.view.totals.dead_letter_position == 10
+            assert index.view.totals.dead_letter_position == sink.position
         return positions
 
     limit_records(kafka, 1)
@@ -302,6 +304,128 @@ def test_whenever_the_process_dies_each_letter_is_there_once(fresh_topics: Fresh
     vain = [("engagements", offset, Reason.ITEM_NEVER_CAME, "Expired") for offset in range(100 - waiting)]
     assert sorted(found) == sorted(bad + vain)
     assert letters == len(found) > 100
+
+
+def transactional(config: KafkaConfig, shard: int) -> KafkaProducer:
+    """A producer as a sink of the shard has, with a transaction begun; its own end is for whoever calls."""
+    name = f"{config.group_id}-deadletters-{shard}"
+    producer = open_producer(config, transactional_id=name, transaction_timeout_ms=3_000)
+    producer.init_transactions()
+    producer.begin_transaction()
+    return producer
+
+
+def test_the_end_of_a_transaction_alone_is_no_letter_and_no_silence(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics().model_copy(update={"request_timeout_s": 5.0})
+    for _ in range(2):
+        with closing(TopicDeadLetters(config, shard=3)) as sink, capture_logs() as logs:
+            sink.restore(None)
+            sink.write([letter(0)])
+            sink.restore(sink.position)
+            assert sink.position == 2  # behind the marker
+        with closing(TopicDeadLetters(config, shard=3)) as sink:
+            sink.restore(1)
+            sink.restore(2)
+        assert list(read_topic(config)) == [letter(0)]
+    assert [log["event"] for log in logs] == ["dead_letters_found"]
+
+
+def test_aborted_letters_at_the_end_are_not_waited_for(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics().model_copy(update={"request_timeout_s": 5.0})
+    with closing(TopicDeadLetters(config, shard=3)) as sink:
+        sink.write([letter(0)])
+    with closing(transactional(config, 4)) as other:
+        other.send(config.dead_letters_topic, b"never", partition=0)
+        other.flush()
+        other.abort_transaction()
+    assert list(read_topic(config)) == [letter(0)]
+    with closing(TopicDeadLetters(config, shard=3)) as sink:
+        sink.restore(None)
+        sink.write([letter(0)])
+    assert list(read_topic(config)) == [letter(0)]
+
+
+def test_who_was_replaced_is_refused_and_nobody_sees_what_it_had_on_its_way(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics()
+    with closing(TopicDeadLetters(config, shard=3)) as older:
+        older.write([letter(0)])
+        with closing(TopicDeadLetters(config, shard=3)) as newer:
+            newer.restore(older.position)
+            for _ in range(2):  # it does not take the place back
+                with pytest.raises(FencedError, match="another process writes the dead letters of shard 3"):
+                    older.write([letter(1, value=b"of a zombie")])
+            newer.write([letter(1)])
+    assert list(read_topic(config)) == [letter(0), letter(1)]
+
+
+def test_what_a_process_had_sent_when_it_was_replaced_is_seen_by_nobody(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics()
+    with closing(transactional(config, 3)) as frozen:
+        frozen.send(config.dead_letters_topic, b"on its way", partition=0)
+        frozen.flush()
+        with closing(TopicDeadLetters(config, shard=3)) as newer:
+            newer.restore(None)
+            newer.write([letter(0)])
+        with pytest.raises(KafkaError):
+            frozen.commit_transaction()
+    with capture_logs() as logs:
+        assert list(read_topic(config)) == [letter(0)]
+    assert not logs
+
+
+def test_letters_behind_the_open_transaction_of_a_dead_process_are_found(fresh_topics: FreshTopics) -> None:
+    config = fresh_topics()
+    with closing(transactional(config, 4)) as dead:
+        dead.send(config.dead_letters_topic, b"of another shard", partition=0)
+        dead.flush()
+        with closing(TopicDeadLetters(config, shard=3)) as sink:
+            sink.write([letter(0)])
+        assert list(read_topic(config)) == []
+        with closing(TopicDeadLetters(config, shard=3)) as sink, capture_logs() as logs:
+            sink.restore(None)
+            sink.write([letter(0), letter(1)])
+    assert [log["event"] for log in logs] == ["dead_letters_in_transaction", "dead_letters_found"]
+    assert list(read_topic(config)) == [letter(0), letter(1)]
+
+
+def test_a_transaction_that_took_too_long_is_no_rival_and_done_again(
+    fresh_topics: FreshTopics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fresh_topics()
+    monkeypatch.setattr("streamer.dead_letter_topic.TRANSACTION_S", 1.0)
+    delays = [3.0]
+
+    def slow_flush(producer: KafkaProducer, timeout_s: float) -> None:
+        flush(producer, timeout_s)
+        time.sleep(delays.pop() if delays else 0)
+
+    monkeypatch.setattr("streamer.dead_letter_topic.flush", slow_flush)
+    with closing(TopicDeadLetters(config, shard=3)) as sink, capture_logs() as logs:
+        sink.restore(None)
+        sink.write([letter(0)])
+    assert [log["event"] for log in logs] == ["dead_letters_sent_again"]
+    assert list(read_topic(config)) == [letter(0)]
+
+
+def test_very_many_letters_are_written_in_portions_each_once(
+    fresh_topics: FreshTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fresh_topics()
+    monkeypatch.setattr("streamer.dead_letter_topic._CHUNK_RECORDS", 30)
+    letters = [letter(offset) for offset in range(100)]
+    with closing(DyingSink(config, shard=3)) as sink:
+        sink.restore(None)
+        with pytest.raises(PowerCutError):
+            sink.write(letters[:60])
+    with closing(TopicDeadLetters(config, shard=3)) as sink:
+        sink.restore(None)
+        sink.write(letters)
+    assert list(read_topic(config)) == letters
+    with closing(FileDeadLetters(tmp_path / "letters.jsonl")) as file:
+        file.write(letters)
+        assert file.position == file.path.stat().st_size
+        file.write(letters[:1])
+    assert list(read_file(tmp_path / "letters.jsonl")) == [*letters, letters[0]]
 
 
 def test_an_empty_topic_holds_no_letters(fresh_topics: FreshTopics) -> None:

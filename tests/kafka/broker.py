@@ -44,6 +44,7 @@ _SETTINGS: Final = {
     "transaction.state.log.num.partitions": "1",
     "transaction.state.log.replication.factor": "1",
     "transaction.state.log.min.isr": "1",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",  # tests wait for it
     "group.initial.rebalance.delay.ms": "0",
     "group.min.session.timeout.ms": "2000",  # a member killed by a test is given up soon
     "broker.session.timeout.ms": "3000",  # a killed broker is let in again only when its old session is over

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,17 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from indexer.checkpoints import CheckpointTarget, create, expire, list_, newest, restore, restore_newest
+from indexer.checkpoints import (
+    CheckpointTarget,
+    create,
+    expire,
+    list_,
+    newest,
+    publish,
+    restore,
+    restore_newest,
+    take_image,
+)
 from indexer.failpoints import Failpoints
 from indexer.logical_state import differences, logical_state
 from indexer.store import Store
@@ -57,10 +68,12 @@ def file_of(info, suffix=".sst"):
 
 
 def test_a_restored_store_means_what_the_original_did_and_goes_on(tmp_path, store_dir, target):
-    info, expected = take(store_dir, target, range(20), 0, source={"topic": "a"}, epoch=7)
+    with open_index(store_dir) as index:
+        index.bind_source({"kind": "kafka", "items": "items a"})
+    info, expected = take(store_dir, target, range(20), 0, epoch=7)
     assert info.store == store_meta()
     assert info.offsets == {"items-0": 20}
-    assert (info.source, info.epoch, info.shard) == ({"topic": "a"}, 7, 2)
+    assert (info.source, info.epoch, info.shard) == ({"kind": "kafka", "items": "items a"}, 7, 2)
     assert list_(target) == [info]
     into = tmp_path / "elsewhere" / "shard-00002"
     assert restore_newest(target, store_meta(), 2, into) == info
@@ -277,6 +290,36 @@ def test_a_target_that_cannot_be_reached_is_named(tmp_path, store_dir):
     with open_index(store_dir) as index, pytest.raises(StoreError, match="file/target"):
         create(index.store, 2, CheckpointTarget(tmp_path / "file" / "target"))
     assert [path.name for path in tmp_path.iterdir()] == ["file", store_dir.name]
+
+
+def test_the_store_may_go_on_and_close_while_its_image_is_published(tmp_path, store_dir, target):
+    with open_index(store_dir) as index:
+        fill(index, range(20))
+        image, expected = take_image(index.store, 2), logical_state(index.store)
+        fill(index, range(20, 40), start=20)
+    shutil.rmtree(store_dir)
+    info = publish(image, target)
+    assert info.offsets == {"items-0": 20}
+    assert not image.path.exists()
+    restore(target, info, tmp_path / "into")
+    assert not differences(expected, meaning(tmp_path / "into"))
+
+
+@pytest.mark.parametrize("moment", ["before", "between files"])
+def test_one_that_is_stopped_publishes_nothing_and_leaves_nothing(tmp_path, store_dir, target, moment, monkeypatch):
+    stopped = threading.Event()
+    if moment == "before":
+        stopped.set()
+    put = target.put
+    monkeypatch.setattr(target, "put", lambda *row: (put(*row), stopped.set()))
+    with open_index(store_dir) as index:
+        fill(index, range(20))
+        with pytest.raises(StoreError, match="cut short"):
+            publish(take_image(index.store, 2), target, stopped)
+        assert list_(target) == []
+        assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+        monkeypatch.undo()
+        assert publish(take_image(index.store, 2), target).total == 20
 
 
 # -- failures on the way -----------------------------------------------------------------------------------------------
