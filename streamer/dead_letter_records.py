@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CUT: Final = " [value cut from"
+_CUT: Final = " [value cut from"
+_OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than the detail
+_CHUNK_RECORDS: Final = 5_000
+_CHUNK_BYTES: Final = 8 << 20
 _CLOSE_MS: Final = 2_000
 _SLICE_S: Final = 0.25  # of waiting for records: a range may end with markers of transactions, which are no records
 _LOOK_AGAIN_S: Final = 0.1
@@ -165,9 +168,20 @@ def _records(
                 yield from (record for record in records if record.offset < ranges[key][1])
 
 
+def cut_to(largest: int, letter: DeadLetter) -> DeadLetter:
+    """The letter, with its value cut if a topic whose ``max.message.bytes`` is ``largest`` would refuse it."""
+    room = largest - len(letter.key or b"") - len(letter.detail.encode()) - _OVERHEAD_BYTES
+    if letter.value is None or len(letter.value) <= room:
+        return letter
+    log.warning("dead_letter_cut", source=letter.source)
+    kept = max(0, room)
+    said = f"{letter.detail}{_CUT} {len(letter.value)} to {kept} bytes, the most the topic takes]"
+    return letter.model_copy(update={"value": letter.value[:kept], "detail": said})
+
+
 def is_cut(letter: DeadLetter) -> bool:
     """Whether the letter holds less than its record did."""
-    return CUT in letter.detail
+    return _CUT in letter.detail
 
 
 def digest_of(letter: DeadLetter) -> bytes:
@@ -208,3 +222,17 @@ def _as_letter(record: Any) -> DeadLetter | None:
         where = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
         log.warning("dead_letter_damaged", **where, error=error.errors()[0]["msg"])
         return None
+
+
+def chunks_of(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    """The letters in portions that are copied in memory one at a time: engagements may expire by the million."""
+    chunk: list[DeadLetter] = []
+    held = 0
+    for letter in letters:
+        chunk.append(letter)
+        held += len(letter.key or b"") + len(letter.value or b"") + _OVERHEAD_BYTES
+        if len(chunk) == _CHUNK_RECORDS or held >= _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk

@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from kafka import TopicPartition
 from kafka.admin import TransactionState
-from kafka.errors import InvalidProducerEpochError, KafkaError, KafkaTimeoutError, ProducerFencedError
+from kafka.errors import KafkaTimeoutError, TransactionalIdNotFoundError
 
 from indexer.failpoints import failpoint
 from schemas.errors import BrokerError, FencedError
-from streamer.dead_letter_records import CUT, a_consumer, as_record, digest_of, letters_between, settled_range
+from streamer.dead_letter_records import (
+    a_consumer,
+    as_record,
+    chunks_of,
+    cut_to,
+    digest_of,
+    letters_between,
+    settled_range,
+)
 from streamer.kafka_clients import (
     asked,
     broker_errors,
@@ -25,7 +33,7 @@ from streamer.kafka_clients import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from kafka import KafkaProducer
 
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _CLOSE_S: Final = 2.0
-_OVERHEAD_BYTES: Final = 1_024  # of a record, its batch, and headers other than the detail
 _USUAL_LIMIT: Final = 1_048_588  # max.message.bytes unless somebody sets it
 _LARGEST_REQUEST: Final = 96 << 20  # more than a fetch brings: the broker says what is too large, for this topic
 TRANSACTION_S: Final = 10.0  # the broker ends one that takes longer: whose process died hides what others wrote since
@@ -43,9 +50,6 @@ _HIDDEN_S: Final = (
     TRANSACTION_S + 15.0
 )  # until it does; it looks every 10 s (transaction.abort.timed.out...interval.ms)
 _INIT_AT_LEAST_S: Final = 10.0  # a fresh broker makes its topic of transactions first
-_CHUNK_RECORDS: Final = 5_000  # in a transaction, which is well within TRANSACTION_S and so much memory
-_CHUNK_BYTES: Final = 8 << 20
-_FENCED: Final = (ProducerFencedError, InvalidProducerEpochError)
 _MOST_FOUND: Final = 1_000_000  # letters remembered, about 150 bytes each
 
 
@@ -81,6 +85,7 @@ class TopicDeadLetters:
         self._transactional_id = f"{config.group_id}-deadletters-{shard}"
         self._home = TopicPartition(config.dead_letters_topic, shard % count)
         self._largest = int(settings.get("max.message.bytes", _USUAL_LIMIT))
+        self._identity = (-1, -1)
         self._producer: KafkaProducer | None = self._connect()
         self._position: int | None = None
         self._found: dict[bytes, int] = {}  # letters that were sent before a crash, with their offset
@@ -107,10 +112,11 @@ class TopicDeadLetters:
         failpoint("letters.before")
         began = self._position
         try:
-            for chunk in chunks_of(letters):
+            for chunk in chunks_of(letters):  # each in a transaction of its own, which is soon over
                 self._write(chunk)
         except BrokerError:
-            self._position = began  # chunks that arrived are found by the next try
+            self.close()
+            self._position = began  # portions that arrived are found by the next try
             raise
         failpoint("letters.after")
 
@@ -146,6 +152,7 @@ class TopicDeadLetters:
     def close(self) -> None:
         """Disconnect; idempotent. Everything written is confirmed already."""
         if self._producer is not None:
+            self._identity = _identity_of(self._producer)  # which it may have renewed by itself
             close_producer(self._producer, _CLOSE_S)
             self._producer = None
 
@@ -164,6 +171,7 @@ class TopicDeadLetters:
         except BaseException:
             close_producer(producer, _CLOSE_S)
             raise
+        self._identity = _identity_of(producer)
         return producer
 
     def _write(self, letters: Sequence[DeadLetter]) -> None:
@@ -172,27 +180,60 @@ class TopicDeadLetters:
             self._recover()
         try:
             self._send(letters)
-        except FencedError:
-            raise
         except BrokerError as error:
             log.warning("dead_letters_sent_again", letters=len(letters), error=str(error))
             try:
                 self._recover()
+            except FencedError:
+                raise
             except BrokerError as away:
                 log.warning("dead_letter_topic_is_away", error=str(away))
                 raise error from away
             self._send(letters)
 
     def _recover(self) -> None:
-        """A new producer, as after one refusal the old one refuses everything; and what arrived of the old one."""
+        """A new producer, as after one refusal the old one refuses everything; and what arrived of the old one.
+
+        Raises:
+            FencedError: if another process has taken over since: then it must not be pushed out.
+        """
         self.close()
+        if not self._is_ours():
+            raise FencedError(
+                f"another process writes the dead letters of shard {self._shard} as group "
+                f"{self._config.group_id!r}: it owns the shard now"
+            )
         self._producer = self._connect()
         self.restore(self._position)
+
+    def _is_ours(self) -> bool:
+        """Whether nobody took over since we did.
+
+        What a write failed with does not tell. The broker ends a transaction that takes longer than
+        :data:`TRANSACTION_S`, and then refuses us as if somebody had taken over; but it then says that the transaction
+        was aborted, one epoch above ours. One that somebody took over is empty, or further.
+        """
+
+        def ask() -> Any:
+            try:
+                return admin.describe_transactions([self._transactional_id])[self._transactional_id]
+            except TransactionalIdNotFoundError:  # forgotten: unused for transactional.id.expiration.ms
+                return None
+
+        admin = open_admin(self._config)
+        try:
+            found = asked(self._config, f"asking who owns {self._transactional_id!r}", ask)
+        finally:
+            admin.close()
+        if found is None or (found.producer_id, found.producer_epoch) == self._identity:
+            return True
+        aborted = found.state in {TransactionState.PREPARE_ABORT, TransactionState.COMPLETE_ABORT}
+        return aborted and (found.producer_id, found.producer_epoch - 1) == self._identity
 
     def _send(self, letters: Sequence[DeadLetter]) -> None:
         there: list[bytes] = []
         new: list[DeadLetter] = []
-        for letter in map(self._cut, letters):
+        for letter in (cut_to(self._largest, each) for each in letters):
             digest = digest_of(letter) if self._found else b""
             if digest in self._found:
                 there.append(digest)
@@ -217,47 +258,20 @@ class TopicDeadLetters:
         """Send the letters, all or none; returns each with the future that says where it is."""
         producer, topic = self._producer, self._home.topic
         assert producer is not None
-        try:
-            with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
-                producer.begin_transaction()
-                place = {"topic": topic, "partition": self._home.partition}
-                sent = [(letter, producer.send(**place, **as_record(letter))) for letter in letters]
-                flush(producer, 2 * self._config.request_timeout_s)
-                for letter, future in sent:
-                    if future.failed():
-                        raise _refusal(self._config, topic, letter, future.exception)
-                # As commit_transaction does, which would wait for ever for a broker that is away.
-                committed = producer._transaction_manager.begin_commit()  # noqa: SLF001
-                producer._sender.wakeup()  # noqa: SLF001
-                if not committed.wait(2_000 * self._config.request_timeout_s):
-                    raise KafkaTimeoutError("the transaction was not confirmed in time")
-        except BrokerError as error:
-            if isinstance(error.__cause__, _FENCED) and not self._took_too_long():
-                raise FencedError(
-                    f"another process writes the dead letters of shard {self._shard} as group "
-                    f"{self._config.group_id!r}: it owns the shard now"
-                ) from error
-            raise
+        with broker_errors(self._config, f"writing {len(letters)} dead letters to topic {topic!r}"):
+            producer.begin_transaction()
+            place = {"topic": topic, "partition": self._home.partition}
+            sent = [(letter, producer.send(**place, **as_record(letter))) for letter in letters]
+            flush(producer, 2 * self._config.request_timeout_s)
+            for letter, future in sent:
+                if future.failed():
+                    raise _refusal(self._config, topic, letter, future.exception)
+            # As commit_transaction does, which would wait for ever for a broker that is away.
+            committed = producer._transaction_manager.begin_commit()  # noqa: SLF001
+            producer._sender.wakeup()  # noqa: SLF001
+            if not committed.wait(2_000 * self._config.request_timeout_s):
+                raise KafkaTimeoutError("the transaction was not confirmed in time")
         return sent
-
-    def _took_too_long(self) -> bool:
-        """Whether the broker itself ended our transaction, which it tells as if another process had: nobody did since.
-
-        It then stands one epoch above ours and is aborted; one that somebody took over begins empty.
-        """
-        assert self._producer is not None
-        ours = self._producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
-        try:
-            admin = open_admin(self._config)
-            try:
-                found = admin.describe_transactions([self._transactional_id])[self._transactional_id]
-            finally:
-                admin.close()
-        except (KafkaError, BrokerError) as error:
-            log.warning("transaction_unknown", transactional_id=self._transactional_id, error=str(error))
-            return False
-        aborted = found.state in {TransactionState.PREPARE_ABORT, TransactionState.COMPLETE_ABORT}
-        return aborted and (found.producer_id, found.producer_epoch) == (ours.producer_id, ours.epoch + 1)
 
     def _remember(self, letter: DeadLetter, offset: int) -> None:
         if len(self._found) >= _MOST_FOUND:
@@ -268,14 +282,11 @@ class TopicDeadLetters:
             self._found[digest] = offset
             self._order.append(digest)
 
-    def _cut(self, letter: DeadLetter) -> DeadLetter:
-        room = self._largest - len(letter.key or b"") - len(letter.detail.encode()) - _OVERHEAD_BYTES
-        if letter.value is None or len(letter.value) <= room:
-            return letter
-        log.warning("dead_letter_cut", source=letter.source)
-        kept = max(0, room)
-        said = f"{letter.detail}{CUT} {len(letter.value)} to {kept} bytes, the most the topic takes]"
-        return letter.model_copy(update={"value": letter.value[:kept], "detail": said})
+
+def _identity_of(producer: KafkaProducer) -> tuple[int, int]:
+    """What the broker knows a transactional producer by: its id and epoch."""
+    found = producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
+    return found.producer_id, found.epoch
 
 
 def _refusal(config: KafkaConfig, topic: str, letter: DeadLetter, why: BaseException) -> BrokerError:
@@ -285,17 +296,3 @@ def _refusal(config: KafkaConfig, topic: str, letter: DeadLetter, why: BaseExcep
     )
     error.__cause__ = why
     return error
-
-
-def chunks_of(letters: Sequence[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    """The letters in portions that are copied in memory one at a time: engagements may expire by the million."""
-    chunk: list[DeadLetter] = []
-    held = 0
-    for letter in letters:
-        chunk.append(letter)
-        held += len(letter.key or b"") + len(letter.value or b"") + _OVERHEAD_BYTES
-        if len(chunk) == _CHUNK_RECORDS or held >= _CHUNK_BYTES:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk

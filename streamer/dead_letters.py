@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from indexer.failpoints import failpoint
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StoreError, UsageError
-from streamer.dead_letter_records import read_topic
-from streamer.dead_letter_topic import TopicDeadLetters, chunks_of
+from streamer.dead_letter_records import chunks_of, read_topic
+from streamer.dead_letter_topic import TopicDeadLetters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from indexer.checkpoints import CheckpointTarget
+from indexer.checkpoints import list_ as list_checkpoints
 from indexer.logical_state import differences
 from indexer.store import Store, store_path
 from schemas.config import KafkaConfig
+from schemas.settings import FAILPOINTS_VARIABLE
 from streamer.kafka_clients import open_admin
 from tests.builders import random_log, tiny_model
 from tests.conftest import FreshTopics
@@ -128,21 +131,38 @@ def test_an_offline_checkpoint_says_of_which_source_it_is(world: World) -> None:
     assert [info.source["kind"] for info in found] == ["eventlog", "eventlog"]
 
 
-def test_a_daemon_at_rest_takes_no_further_checkpoint(world: World) -> None:
-    world.settings("data", interval_s=0.2)
+def test_of_a_shard_at_rest_no_further_checkpoints_are_taken(world: World) -> None:
+    world.settings("data", interval_s=0.1)
     daemon = world.run("data").until_ready()
     world.until_applied(daemon)
 
-    def rows() -> list[int]:
-        return [sum(row["offsets"].values()) for row in listed(world)]
+    def taken(shard: int) -> int:
+        return sum(f"/shard-{shard:05d}/" in event["checkpoint"] for event in daemon.events("checkpoint_created"))
 
-    until(lambda: sum(sorted(rows())[-2:]) == world.sent, "checkpoints of all")
-    before = {row["checkpoint"] for row in listed(world)}
-    time.sleep(1.5)  # some intervals
-    assert {row["checkpoint"] for row in listed(world)} == before
-    world.send(random_log(85, 100))
-    until(lambda: {row["checkpoint"] for row in listed(world)} > before - before and max(rows()) > 0, "more")
+    def newest() -> dict[int, int]:
+        return {row["shard"]: sum(row["offsets"].values()) for row in reversed(listed(world))}
+
+    daemon.until(lambda: sum(newest().values()) == world.sent, "checkpoints of all there is")
+    before = taken(0)
+    for seed in range(3):
+        seen = taken(1)
+        world.send({name: part if name.endswith("1") else [] for name, part in random_log(seed, 40).items()})
+        daemon.until(lambda seen=seen: taken(1) > seen, "one more of the other shard")  # type: ignore[misc]
+    assert taken(0) == before
     daemon.terminate()
+
+
+def test_a_daemon_ends_although_a_checkpoint_hangs(world: World) -> None:
+    world.settings("data", interval_s=0.1)
+    daemon = world.run("data", **{FAILPOINTS_VARIABLE: "checkpoint.linked=sleep:600000"}).until_ready()
+    world.until_applied(daemon)
+    folder = world.data_dir("data") / "generations" / FIRST
+    daemon.until(lambda: bool(list(folder.glob(".*.checkpoint"))), "an image")
+    daemon.terminate()
+    assert not listed(world)
+    assert not differences(world.undisturbed()[0], world.state("data"))
+    world.reply("data", "checkpoint", "create")
+    assert not list(folder.glob(".*"))
 
 
 def test_a_damaged_checkpoint_is_named_and_leaves_nothing(world: World) -> None:

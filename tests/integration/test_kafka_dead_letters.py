@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kafka
 
+NO_LETTER = 100  # bytes: fewer than any letter has, and more than the marker that ends a transaction
+
 
 def letter(offset: int, key: bytes | None = b"k", value: bytes | None = b"v", detail: str = "d") -> DeadLetter:
     return DeadLetter(
@@ -199,7 +201,7 @@ def test_a_sink_goes_on_after_a_refusal(fresh_topics: FreshTopics) -> None:
     with closing(TopicDeadLetters(config, shard=3)) as sink:
         sink.restore(None)
         sink.write([letter(0)])
-        limit_records(config, 1)
+        limit_records(config, NO_LETTER)
         with capture_logs() as logs, pytest.raises(BrokerError, match="dead letter"):
             sink.write([letter(1)])
         assert sink.position == 1
@@ -245,7 +247,7 @@ def test_where_letters_cannot_be_written_the_pipeline_stops_and_loses_nothing(
             assert index.view.totals.dead_letter_position == sink.position
         return positions
 
-    limit_records(kafka, 1)
+    limit_records(kafka, NO_LETTER)
     with pytest.raises(BrokerError, match=f"dead letter.*{kafka.dead_letters_topic}"):
         run()
     with Store.open(store_path(tmp_path, "g000001")) as store:
@@ -411,7 +413,7 @@ def test_very_many_letters_are_written_in_portions_each_once(
     fresh_topics: FreshTopics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = fresh_topics()
-    monkeypatch.setattr("streamer.dead_letter_topic._CHUNK_RECORDS", 30)
+    monkeypatch.setattr("streamer.dead_letter_records._CHUNK_RECORDS", 30)
     letters = [letter(offset) for offset in range(100)]
     with closing(DyingSink(config, shard=3)) as sink:
         sink.restore(None)
