@@ -4,7 +4,7 @@
 
 One topic of one partition holds ``--size`` items and as many engagements; a daemon applies them and takes a checkpoint
 into a directory that daemons share. Then, in turn: the daemon is killed and another one with an empty data directory
-takes over, which restores the checkpoint ("from a checkpoint"); that one is killed and the first takes over again, whose
+takes over, which restores the checkpoint ("from a checkpoint"); that one is killed and the first takes over, whose
 directory is still there ("directory there"). "Ready" is when the new owner has caught up and answers, counted from the
 moment at which the group gives it the shard; before that moment the group waits for the dead member's session to time
 out (``kafka.session_timeout_s``, 6 s here), which "detected" shows. The peer is a daemon that has neither and reads the
