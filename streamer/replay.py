@@ -11,7 +11,7 @@ import structlog
 
 from schemas.config import Config
 from schemas.errors import UsageError
-from streamer.generations import current_generation, is_member, local_shards
+from streamer.generations import current_generation, is_member, local_shards, make_generation
 from streamer.metrics import Metrics
 from streamer.positions import resolve
 from streamer.reader import Span
@@ -77,6 +77,7 @@ def replay(
     began = time.monotonic()
     numbers = _ours(config)
     build = generation.name != current_generation(config.data_dir)
+    make_generation(config.data_dir, generation.name, generation.model)  # once, not by each of the shards
     metrics = Metrics()
     shards = []
     for number in numbers:
