@@ -227,7 +227,8 @@ class Rig:
 
     def lose_shard(self, shard: int) -> None:
         """As if the disk of a shard were new."""
-        shutil.rmtree(store_path(self.config.data_dir, current_generation(self.config.data_dir), shard))
+        path = store_path(self.config.data_dir, current_generation(self.config.data_dir), shard)
+        shutil.rmtree(path, ignore_errors=True)  # it may be lost already, and not be back yet
 
     # -- the verdict -----------------------------------------------------------------------------------------------
 
