@@ -78,20 +78,21 @@ def test_an_exception_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def disk_of_4k() -> Iterator[None]:
-    """Lets no file of this process grow beyond 4 KiB, which fails as a full disk does."""
+    """Lets no file of this process grow beyond 4 KiB, which fails as a full disk does; pytest's own output too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("disk_of_4k")
 @pytest.mark.parametrize("lines", [1_000, 1_000_000], ids=["when closing", "when writing"])
 def test_a_full_disk_is_an_error_that_leaves_no_half_log(tmp_path, lines):
     writer = EventLogWriter(tmp_path)
-    with pytest.raises(DependencyError, match=r"cannot (write|finish) event log"), writer:
+    with disk_of_4k(), pytest.raises(DependencyError, match=r"cannot (write|finish) event log"), writer:
         writer.write_lines(Stream.ITEMS, [b"a line"] * lines)
     assert list(tmp_path.iterdir()) == []
 
