@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import resource
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import orjson
