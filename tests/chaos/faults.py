@@ -71,10 +71,10 @@ def _reached(rig: Rig, daemon: Process) -> bool:
 
 def _while_streaming(name: str) -> Callable[[Rig, random.Random], bool]:
     def strike(rig: Rig, dice: random.Random) -> bool:
-        rare = name.startswith(("mark", "bounds", "shard", "merge"))
-        hit = 1 if rare else dice.randint(1, 8)
-        # Other bounds than those of an undisturbed start, so that they change.
-        high = dice.choice([28, 36, 40])
+        often = name.startswith(("batch", "wal", "commit", "letters"))
+        hit = dice.randint(1, 8) if often else 1
+        # Other bounds than at the starts before, so that they change.
+        high = 24 + 4 * (rig.starts % 7)
         return _reached(rig, rig.daemon(failpoints=f"{name}=kill@{hit}", FACETSTREAM_REBALANCE__HIGH=str(high)))
 
     return strike
