@@ -27,6 +27,9 @@ from schemas.errors import StoreCorruptError
 I64 = npt.NDArray[np.int64]
 
 _GROWTH: Final = 2
+_MOST: Final = 16_384
+"""A segment of more rows is left as it is, so that the writer never waits long for one; a fifth of a million items in
+a delta then make a dozen segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +172,7 @@ def start_of_next(segments: list[Written], changes: Changes, published: int) -> 
     ``published`` is the last period that the present ones hold.
     """
     keep, after = len(segments), published
-    while keep and segments[keep - 1].rows <= _GROWTH * sum(map(len, changes.since(after))):
+    while keep and segments[keep - 1].rows <= min(_MOST, _GROWTH * sum(map(len, changes.since(after)))):
         keep -= 1
         after = segments[keep].after
     return keep, after

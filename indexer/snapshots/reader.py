@@ -103,11 +103,12 @@ class SnapshotReader:
                 segment.raw[:, facet].astype(np.int64), leaf[:, facet], present, segment.vectors[:, facet]
             )
             pool = self._added[facet]
-            before, was = items["leaf"][at, facet], ~fresh & items["live"][at]
-            pool.remove(before[was], ordinals[was].astype(np.uint32))
-            now = segment.live
-            pool.ensure_rows(int(leaf[now, facet].max(initial=-1)) + 1)
-            pool.append(leaf[now, facet], ordinals[now].astype(np.uint32))
+            before, was, now = items["leaf"][at, facet], ~fresh & items["live"][at], segment.live
+            stays = was & now & (before == leaf[:, facet])
+            out, into = was & ~stays, now & ~stays
+            pool.remove(before[out], ordinals[out].astype(np.uint32))
+            pool.ensure_rows(int(leaf[into, facet].max(initial=-1)) + 1)
+            pool.append(leaf[into, facet], ordinals[into].astype(np.uint32))
         items["live"][at] = segment.live
         items["created_at"][at] = segment.created_at
         items["leaf"][at] = leaf

@@ -2,9 +2,9 @@
 
 What holds at any point, whatever was split and merged since the full snapshot: ids, embeddings, counters and ages are
 exactly the live view's; each live item is in exactly one leaf per facet, one that the full snapshot's routes allow; an
-item that did not change stays where the full snapshot has it; and reading every leaf gives the live view's answer, which
-does not depend on how items are cut into leaves. As long as nothing was split or merged since the full snapshot, leaves,
-centroids and the answers to all requests are the live view's, bit for bit.
+item that did not change stays where the full snapshot has it; and reading every leaf gives the live view's answer,
+which does not depend on how items are cut into leaves. As long as nothing was split or merged since the full snapshot,
+leaves, centroids and the answers to all requests are the live view's, bit for bit.
 """
 
 from __future__ import annotations
