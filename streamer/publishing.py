@@ -15,6 +15,7 @@ from indexer.snapshots import Publisher, list_, target_at
 from schemas.config import Config
 from schemas.errors import FacetstreamError, StoreError
 from schemas.snapshot import SnapshotInfo
+from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
 from streamer.shards import Shard
 
@@ -142,6 +143,8 @@ class Publishing:
                     continue
                 try:
                     turn(shard)
+                except InboxClosedError:
+                    continue  # the shard is being closed
                 except FacetstreamError as error:
                     # The index itself is whole; the next turn tries again.
                     log.warning("snapshot_failed", shard=shard.number, error=str(error))

@@ -17,7 +17,7 @@ from indexer.snapshots import image, layout
 from indexer.snapshots.changes import Changes
 from indexer.snapshots.delta import Base, Segment, Written, start_of_next, take_segment
 from indexer.snapshots.full import FullImage, write_full
-from indexer.snapshots.retention import remove_old
+from indexer.snapshots.retention import GRACE_S, remove_old
 from indexer.store import now_ms
 from indexer.view import LiveView
 from schemas.checkpoints import CheckpointFile
@@ -249,6 +249,9 @@ class Publisher:
             if needs <= has:  # else whoever publishes the last of its shards does it
                 target.write(layout.POINTER, IndexPointer(index=info.index).model_dump_json().encode())
         self._announced = True
+        for name in target.files(""):
+            if name.startswith(".") and target.age_s(name) > GRACE_S:  # others may be writing theirs
+                target.remove(name)
 
 
 def _published(target: CheckpointTarget, index: str) -> list[int]:

@@ -71,6 +71,7 @@ class SnapshotReader:
         self._added = [RaggedPool() for _ in range(info.store.facets)]
         self._new_leaves: list[dict[int, F32]] = [{} for _ in range(info.store.facets)]
         self._all_leaves = True
+        self._centroids: list[tuple[I64, F32] | None] = [None] * info.store.facets
 
     # -- following -------------------------------------------------------------------------------------------------
 
@@ -122,6 +123,7 @@ class SnapshotReader:
         for name in ("epochs", "decayed", "last_at"):
             self._counters[name][at] = getattr(segment, name)
         self._all_leaves = bool(segment.all_leaves[0])
+        self._centroids = [None] * self.meta.facets
         for facet, leaf_id, centroid in zip(
             segment.leaf_facets.tolist(), segment.leaf_ids.tolist(), segment.centroids, strict=True
         ):
@@ -174,14 +176,19 @@ class SnapshotReader:
 
     def centroids(self, facet: int) -> tuple[I64, F32]:
         """Leaves (m,) and their centroids (m, d)."""
-        routes = self._routes[facet]
         with self._lock:
-            sizes = self._added[facet].lengths
-            new = [
-                (leaf, centroid)
-                for leaf, centroid in sorted(self._new_leaves[facet].items())
-                if self._all_leaves or (leaf < len(sizes) and sizes[leaf])
-            ]
+            found = self._centroids[facet]
+            if found is None:
+                found = self._centroids[facet] = self._leaves_now(facet)
+            return found
+
+    def _leaves_now(self, facet: int) -> tuple[I64, F32]:
+        routes, sizes = self._routes[facet], self._added[facet].lengths
+        new = [
+            (leaf, centroid)
+            for leaf, centroid in sorted(self._new_leaves[facet].items())
+            if self._all_leaves or (leaf < len(sizes) and sizes[leaf])
+        ]
         if not new:
             return routes.leaves, routes.centroids
         ids = np.concatenate([routes.leaves, np.array([leaf for leaf, _ in new], np.int64)])
