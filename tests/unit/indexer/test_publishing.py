@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,7 @@ def test_readers_turn_to_another_generation_when_all_its_shards_are_there(tmp_pa
 
 _PUBLISH = """
 import sys
+import threading
 from pathlib import Path
 from indexer.snapshots import Publisher, target_at
 from schemas.config import RetrievalConfig
@@ -452,3 +454,41 @@ def test_another_process_reads_while_publishing_goes_on(tmp_path: Path) -> None:
     assert follower.readers[0].at.offsets == {"items-0": 10 * turns}
     assert seen > 5
     assert len(fulls) > 2
+
+
+def test_threads_are_answered_while_another_refreshes(tmp_path: Path) -> None:
+    url, everything = tmp_path / "s", RetrievalConfig(k=10_000, indices=10_000, scan=10**6, probes=10**6)
+    failed: list[BaseException] = []
+    done = threading.Event()
+    with open_index(tmp_path / "store") as index:
+        publisher = publisher_of(index, url)
+        more(index)
+        publisher.full()
+        follower = following(url)
+
+        def ask() -> None:
+            try:
+                while not done.is_set():
+                    reader = follower.readers[0]
+                    with reader.frozen():
+                        offset = reader.at.offsets["items-0"]
+                        found = retrieve(reader, ["i1"], everything, 10**6)
+                    assert sorted([*reader.item_ids(found.ordinals), "i1"]) == sorted(expected(offset))
+            except BaseException as error:  # noqa: BLE001  # raised by the test's own thread
+                failed.append(error)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for turn in range(40):
+            more(index)
+            if turn % 9 == 8:
+                rebalance(index)
+            if turn % 13 == 12:
+                publisher.full()
+            publisher.delta()
+            follower.refresh()
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed
