@@ -23,8 +23,10 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["full", "delta"]
 
-_AGAIN_S: Final = 10.0
-"""After a full snapshot the next one waits for at least this long, whatever has changed, or if it failed."""
+_AGAIN_S: Final = 30.0
+"""After a full snapshot the next one waits for at least this long, whatever has changed, or if it failed; and for so
+many times as long as the last one took, which bounds what it costs the writer:"""
+_REST: Final = 20
 _CLOSE_S: Final = 2.0
 
 
@@ -34,13 +36,14 @@ class _Published:
 
     Attributes:
         index: what it publishes; a shard that is opened anew is another.
-        tried_at: monotonic seconds of the last attempt at a full snapshot.
+        tried_at: monotonic seconds of the last attempt at a full snapshot; took_s: how long it took.
         moved: what rebalancing had moved then.
     """
 
     index: Index
     publisher: Publisher
     tried_at: float = float("-inf")
+    took_s: float = 0.0
     moved: int = 0
 
 
@@ -96,6 +99,7 @@ class Publishing:
             pipeline = shard.pipeline
             found.tried_at, found.moved = began, 0 if pipeline is None else pipeline.progress.moved
             info: SnapshotInfo | None = found.publisher.full()
+            found.took_s = time.monotonic() - began
         else:
             info = found.publisher.delta()
         self._current_at[shard.number] = began
@@ -162,7 +166,7 @@ class Publishing:
     def _full_is_due(self, shard: Shard, found: _Published) -> bool:
         config, publisher, pipeline = self._config.snapshots, found.publisher, shard.pipeline
         since = time.monotonic() - found.tried_at
-        if since < _AGAIN_S or pipeline is None:
+        if since < max(_AGAIN_S, _REST * found.took_s) or pipeline is None:
             return False
         if publisher.current is None:
             return True

@@ -112,13 +112,31 @@ class FullImage:
                 self.view.watchers.remove(self.vectors)
 
 
+class IdHashes:
+    """Hashes of item ids by ordinal. An ordinal keeps its id for ever, so each id is hashed once."""
+
+    def __init__(self) -> None:
+        self._hashes = np.zeros(0, np.uint64)
+
+    def of(self, encoded: list[bytes]) -> npt.NDArray[np.uint64]:
+        """(n,) hashes of the ids of ordinals 0 to n - 1."""
+        self._hashes = np.concatenate([self._hashes, hash_ids(encoded[len(self._hashes) :])])
+        return self._hashes[: len(encoded)]
+
+
 def write_full(
-    taken: FullImage, target: CheckpointTarget, folder: str, retrieval: RetrievalConfig, now_ms: int
+    taken: FullImage,
+    hashes: IdHashes,
+    target: CheckpointTarget,
+    folder: str,
+    retrieval: RetrievalConfig,
+    now_ms: int,
 ) -> dict[str, CheckpointFile]:
     """Write the arrays of a full snapshot into ``folder``; any thread may do it beside the writer.
 
     Args:
         taken: what to write.
+        hashes: of this index; remembers them for the next one.
         target: where to.
         folder: in it; nobody reads it before its manifest is there.
         retrieval: weights of the prior that orders members within their leaf.
@@ -136,7 +154,7 @@ def write_full(
         files[f"{name}.npy"] = _stream(target, f"{folder}/{name}.npy", array.dtype, array.shape, [array])
 
     ordinals = taken.at.ordinals
-    for name, array in _id_arrays(image.item_ids(taken.view, slice(0, ordinals))).items():
+    for name, array in _id_arrays(image.item_ids(taken.view, slice(0, ordinals)), hashes).items():
         put(name, array)
     columns, rows = taken.columns, taken.counters
     put("live", columns.live)
@@ -187,9 +205,9 @@ def _pieces(vectors: FrozenVectors, facet: int, members: I64) -> Iterator[Array]
         yield vectors.read(facet, members[first : first + _CHUNK])
 
 
-def _id_arrays(item_ids: list[str]) -> dict[str, Array]:
+def _id_arrays(item_ids: list[str], known: IdHashes) -> dict[str, Array]:
     encoded = [item_id.encode() for item_id in item_ids]
-    hashes = hash_ids(encoded)
+    hashes = known.of(encoded)
     order = np.argsort(hashes, kind="stable")
     return {
         "id_offsets": _offsets(np.fromiter(map(len, encoded), np.int64, len(encoded))),

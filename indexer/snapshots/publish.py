@@ -16,7 +16,7 @@ from indexer.failpoints import failpoint
 from indexer.snapshots import image, layout
 from indexer.snapshots.changes import Changes
 from indexer.snapshots.delta import Base, Segment, Written, start_of_next, take_segment
-from indexer.snapshots.full import FullImage, write_full
+from indexer.snapshots.full import FullImage, IdHashes, write_full
 from indexer.snapshots.retention import GRACE_S, remove_old
 from indexer.store import now_ms
 from indexer.view import LiveView
@@ -76,6 +76,7 @@ class Publisher:
         self._run = run
         self._now: _Published | None = None
         self._announced = False
+        self._hashes = IdHashes()
         self._one_full = threading.Lock()
         self._lock = threading.Lock()
 
@@ -167,7 +168,7 @@ class Publisher:
         made_at = now_ms()
         info = self._info("full", layout.new_name(made_at), 0, taken.at, {}, made_at)
         folder = f"{info.folder}/{info.full}"
-        files = write_full(taken, self._target, folder, self._retrieval, made_at)
+        files = write_full(taken, self._hashes, self._target, folder, self._retrieval, made_at)
         info = info.model_copy(update={"files": files})
         failpoint("snapshot.written")
         self._target.write(f"{folder}/{layout.MANIFEST}", info.model_dump_json().encode())
