@@ -17,6 +17,8 @@ from indexer.snapshots import image, layout
 from indexer.snapshots.changes import Changes
 from indexer.snapshots.delta import Base, Segment, Written, start_of_next, take_segment
 from indexer.snapshots.full import FullImage, IdHashes, write_full
+from indexer.snapshots.reader import SnapshotReader
+from indexer.snapshots.resume import base_of, changed_since
 from indexer.snapshots.retention import GRACE_S, remove_old
 from indexer.store import now_ms
 from indexer.view import LiveView
@@ -48,7 +50,7 @@ class _Published:
 class Publisher:
     """Publishes one shard of one generation. Any thread may call it; a delta may be published beside a full snapshot.
 
-    It begins with a full snapshot: what changed before it was made is known to nobody.
+    It begins with a full snapshot, or goes on from one that is published: see :meth:`go_on`.
 
     Args:
         view: of the shard.
@@ -137,6 +139,26 @@ class Publisher:
         """
         with self._lock:
             return None if self._now is None else self._delta(self._now)
+
+    def go_on(self, reader: SnapshotReader) -> None:
+        """Publish deltas of a full snapshot that another process made of this store.
+
+        Args:
+            reader: shows what is published.
+
+        Raises:
+            UsageError: if it is not known what changed since.
+        """
+        changes = Changes()
+        changes.period = reader.at.sequence + 1
+        with self._view.lock:
+            items, counters = changed_since(self._view, reader)
+            if self._view.positions != reader.at.offsets:
+                changes(items, counters)
+            self._view.watchers.append(changes)
+        delta = reader.at if reader.at.kind == "delta" else None
+        with self._lock:
+            self._now = _Published(reader.info, base_of(reader), changes, delta)
 
     def close(self) -> None:
         """Stop watching the view."""

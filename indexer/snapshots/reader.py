@@ -34,6 +34,7 @@ class SnapshotReader:
 
     Attributes:
         meta: what the index was made for.
+        stored: as given.
         info: manifest of the full snapshot.
         at: manifest of what is shown: the full snapshot's, or that of the delta that was applied last.
     """
@@ -42,7 +43,7 @@ class SnapshotReader:
         self.meta = info.store
         self.info = info
         self.at = info
-        self._stored = stored
+        self.stored = stored
         self._routes = [
             Routes(
                 stored[f"f{facet}.leaves"],
@@ -96,10 +97,10 @@ class SnapshotReader:
         at, fresh = _give_rows(self._item_row, ordinals, items)
         leaf = segment.leaf.astype(np.int64)
         base = np.minimum(ordinals, max(0, self._known - 1))
-        in_full = (ordinals < self._known) & (self._stored["live"][base] if self._known else False)
+        in_full = (ordinals < self._known) & (self.stored["live"][base] if self._known else False)
         for facet, routes in enumerate(self._routes):
             present = np.full(len(ordinals), -1, np.int64)
-            present[in_full] = self._stored["leaf"][base[in_full], facet]
+            present[in_full] = self.stored["leaf"][base[in_full], facet]
             leaf[:, facet] = routes.file(
                 segment.raw[:, facet].astype(np.int64), leaf[:, facet], present, segment.vectors[:, facet]
             )
@@ -149,7 +150,7 @@ class SnapshotReader:
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """The newest ``limit`` members of a posting list, ascending."""
-        routes, stored = self._routes[facet], self._stored
+        routes, stored = self._routes[facet], self.stored
         slot = int(np.searchsorted(routes.leaves, leaf))
         found = np.empty(0, np.int64)
         if slot < len(routes.leaves) and routes.leaves[slot] == leaf:
@@ -169,9 +170,9 @@ class SnapshotReader:
             later = rows >= 0
             out[later] = self._items["vector"][rows[later], facet]
         at = ordinals[stored]
-        there = self._stored["live"][at]
-        positions = self._stored["position"][at[there], facet]
-        out[np.flatnonzero(stored)[there]] = self._stored[f"f{facet}.vectors"][positions]
+        there = self.stored["live"][at]
+        positions = self.stored["position"][at[there], facet]
+        out[np.flatnonzero(stored)[there]] = self.stored[f"f{facet}.vectors"][positions]
         return out
 
     def centroids(self, facet: int) -> tuple[I64, F32]:
@@ -207,7 +208,7 @@ class SnapshotReader:
             for name in ("epochs", "decayed", "last_at"):
                 column = getattr(out, name)
                 column[later] = self._counters[name][rows[later]]
-                column[stored] = self._stored[name][ordinals[stored]]
+                column[stored] = self.stored[name][ordinals[stored]]
         return decayed_counts(out, now_ms, self.meta.half_lives_s)[:, window]
 
     def created_at(self, ordinals: I64) -> I64:
@@ -227,7 +228,7 @@ class SnapshotReader:
 
     def _pick(self, ordinals: I64, name: str) -> npt.NDArray[Any]:
         """A column of some items, from whichever knows them."""
-        stored = self._stored[name]
+        stored = self.stored[name]
         rows, in_full = self._rows(self._item_row, ordinals)
         out = np.zeros((len(ordinals), *stored.shape[1:]), self._items[name].dtype)
         out[rows >= 0] = self._items[name][rows[rows >= 0]]
@@ -237,19 +238,19 @@ class SnapshotReader:
     def _id(self, ordinal: int) -> str:
         if ordinal >= self._known:
             return self._id_of[ordinal]
-        start, end = self._stored["id_offsets"][ordinal : ordinal + 2].tolist()
-        return self._stored["id_bytes"][start:end].tobytes().decode()
+        start, end = self.stored["id_offsets"][ordinal : ordinal + 2].tolist()
+        return self.stored["id_bytes"][start:end].tobytes().decode()
 
     def _ordinals_of(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id is not known."""
         encoded = [item_id.encode() for item_id in item_ids]
-        hashes = self._stored["id_hashes"]
+        hashes = self.stored["id_hashes"]
         wanted = hash_ids(encoded)
         first, last = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
         out = np.full(len(item_ids), -1, np.int64)
         for row, item_id in enumerate(item_ids):
             out[row] = self._new_ids.get(item_id, -1)
-            for ordinal in self._stored["id_order"][first[row] : last[row]].tolist():
+            for ordinal in self.stored["id_order"][first[row] : last[row]].tolist():
                 if self._id(ordinal) == item_id:
                     out[row] = ordinal
         return out

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from indexer.snapshots import Publisher, target_at
+from indexer.snapshots import Publisher, SnapshotFollower, target_at
 from indexer.view import load_view
 from schemas.config import Config
 from schemas.errors import UsageError
@@ -42,14 +46,10 @@ def full(
 def delta(
     config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
 ) -> None:
-    """Have the daemon publish what changed since its last full snapshot; it begins with a full one."""
+    """Publish what changed since the last full snapshot, as ``full`` does; a daemon begins with a full one."""
     found = config(config_file, data_dir, verbose)
     daemon = running_daemon(found.data_dir)
-    if daemon is None:
-        raise UsageError(
-            f"no daemon runs on {found.data_dir}, and only a daemon has seen what changed; use `snapshot full`"
-        )
-    reply = ask_daemon(daemon, "/snapshot", {"kind": "delta"})
+    reply = _delta_from_stores(found) if daemon is None else ask_daemon(daemon, "/snapshot", {"kind": "delta"})
     show(reply, as_json, lambda: _table(reply["snapshots"]))
 
 
@@ -67,13 +67,30 @@ def list_(
 
 
 def _from_stores(found: Config) -> dict[str, Any]:
+    with _publishers(found) as publishers:
+        return shown_all([publisher.full() for publisher in publishers.values()])
+
+
+def _delta_from_stores(found: Config) -> dict[str, Any]:
+    with _publishers(found) as publishers, tempfile.TemporaryDirectory(prefix="facetstream-snapshots-") as cache:
+        follower = SnapshotFollower(url_of(found), Path(cache))
+        follower.refresh()
+        for shard, publisher in publishers.items():
+            if shard not in follower.readers:
+                raise UsageError(f"nothing is published of shard {shard} yet; begin with `snapshot full`")
+            publisher.go_on(follower.readers[shard])
+        return shown_all([publisher.delta() for publisher in publishers.values()])
+
+
+@contextmanager
+def _publishers(found: Config) -> Iterator[dict[int, Publisher]]:
+    """Of the shards here, as their stores are."""
     target, model = target_at(url_of(found)), load_model(found)
     with open_for_reading(found) as stores:
-        publishers = [
-            Publisher(load_view(store, model.codewords), shard, target, found.retrieval, found.snapshots.keep)
+        yield {
+            shard: Publisher(load_view(store, model.codewords), shard, target, found.retrieval, found.snapshots.keep)
             for shard, store in stores.items()
-        ]
-        return shown_all([publisher.full() for publisher in publishers])
+        }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -32,7 +32,9 @@ EVERYTHING = RetrievalConfig(k=10_000, indices=10_000, scan=10**6, probes=10**6)
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "update", "delete", "revive", "engage", "rebalance", "full", "delta", "delta"]),
+        st.sampled_from(
+            ["add", "add", "update", "delete", "engage", "rebalance", "full", "delta", "delta", "hand over"]
+        ),
         st.integers(1, 30),
         st.sampled_from([1, 3, 40, 1_000]),
     ),
@@ -93,6 +95,10 @@ def test_a_snapshot_answers_as_the_live_view_at_its_offsets(
                 before = (index.view.totals.splits, index.view.totals.merges)
                 rebalance(index)
                 disturbed |= before != (index.view.totals.splits, index.view.totals.merges)
+            elif what == "hand over":
+                publisher.close()
+                publisher = Publisher(index.view, 0, target_at(url), RetrievalConfig(), 2)
+                publisher.go_on(follower.readers[0])
             elif what in {"full", "delta"}:
                 published = publisher.full() if what == "full" else publisher.delta()
                 disturbed &= what != "full"
@@ -141,7 +147,7 @@ def assert_items_are_the_views(index: Index, reader: SnapshotReader, names: list
 
 def assert_filed_soundly(index: Index, reader: SnapshotReader) -> None:
     """Each live item in one leaf of each facet: that which it is said to be in, and one its raw index may lead to."""
-    items, stored = index.view.items, reader._stored
+    items, stored = index.view.items, reader.stored
     live = np.flatnonzero(items["state"] == ItemState.LIVE)
     located = reader.locate([index.view.ids[ordinal] for ordinal in live])
     for facet in range(FACETS):

@@ -129,7 +129,7 @@ def test_members_are_stored_in_serving_order(tmp_path: Path, index: Index) -> No
     index.writer.apply(batch_of(clicks))
     info = publisher_of(index, tmp_path / "s").full()
     reader = following(tmp_path / "s").readers[0]
-    stored = reader._stored
+    stored = reader.stored
     for facet in range(FACETS):
         members, offsets = stored[f"f{facet}.members"].astype(np.int64), stored[f"f{facet}.offsets"]
         clicked = reader.engagement(members, -1, info.created_at_ms)
