@@ -171,7 +171,7 @@ def start_of_next(segments: list[Written], changes: Changes, published: int) -> 
 
     ``published`` is the last period that the present ones hold.
     """
-    keep, after = len(segments), published
+    keep, after = len(segments), published if segments else 0
     while keep and segments[keep - 1].rows <= min(_MOST, _GROWTH * sum(map(len, changes.since(after)))):
         keep -= 1
         after = segments[keep].after

@@ -150,11 +150,11 @@ class Publisher:
             UsageError: if it is not known what changed since.
         """
         changes = Changes()
-        changes.period = reader.at.sequence + 1
         with self._view.lock:
-            items, counters = changed_since(self._view, reader)
-            if self._view.positions != reader.at.offsets:
-                changes(items, counters)
+            published = self._view.positions == reader.at.offsets
+            changes.period = reader.at.sequence + (0 if published else 1)
+            changes(*changed_since(self._view, reader))
+            changes.period = reader.at.sequence + 1
             self._view.watchers.append(changes)
         delta = reader.at if reader.at.kind == "delta" else None
         with self._lock:

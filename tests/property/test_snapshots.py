@@ -70,6 +70,24 @@ class Stream:
 
 
 @settings(print_blob=True)
+@example(
+    steps=[("add", 1, 1), ("delta", 1, 1), ("hand over", 1, 1), ("add", 1, 1)],
+    seed=0,
+    triggers=[],
+    config=RetrievalConfig(),
+    draw=0,
+)
+@example(
+    steps=[
+        *[("add", 30, 40), ("rebalance", 1, 1), ("full", 1, 1), ("add", 30, 40), ("update", 20, 40)],
+        *[("rebalance", 1, 1), ("update", 20, 40), ("add", 10, 1_000), ("delta", 1, 1), ("delete", 30, 1)],
+        *[("engage", 20, 1), ("rebalance", 1, 1), ("update", 10, 3), ("delta", 1, 1)],
+    ],
+    seed=3,
+    triggers=[1, 2, 40],
+    config=RetrievalConfig(),
+    draw=0,
+)
 @example(steps=[("delta", 1, 1)], seed=0, triggers=[0], config=RetrievalConfig(), draw=0)
 @given(
     steps=STEPS,
