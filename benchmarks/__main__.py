@@ -18,7 +18,7 @@ import orjson
 
 from benchmarks.report import print_json, print_tables
 
-NAMES: Final = ("ingest", "freshness", "rebalance", "retrieval", "memory", "recovery", "failover")
+NAMES: Final = ("ingest", "freshness", "rebalance", "retrieval", "snapshots", "memory", "recovery", "failover")
 RESULTS: Final = Path(__file__).parent / "results"
 
 

@@ -14,6 +14,9 @@ the daemon's time. Whether it is also true is checked from outside: meanwhile a 
 one that is there, are sent and the daemon is asked over HTTP, every 5 ms, for what is near the original, until the twin
 is among the results. Twins' latencies contain the polling and the query itself.
 
+Meanwhile a third process follows the daemon's snapshots with the default of a delta every second, refreshing every
+50 ms: "in a snapshot" is when its reader answers with the item.
+
 The peer is the floor under any consumer: the same source polled in a loop that does nothing with the records.
 
 Units: milliseconds. "late" is how far behind schedule sends were called: where it is large, the machine could not keep
@@ -25,6 +28,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,8 +43,10 @@ from benchmarks.load import engagement_lines, item_id, item_lines, write_log
 from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
 from benchmarks.report import Result
+from indexer.snapshots import SnapshotFollower
 from schemas.config import Config
 from streamer.kafka_clients import open_producer
+from streamer.sources.base import Partition, Stream
 
 SIZE: Final = 40_000
 RATE: Final = 2_000.0
@@ -73,9 +79,11 @@ def run(options: Options) -> Result:
             result.ratio(f"ours / floor, p{percentile:g}, {load}", *(f"{load}: {s}, p{percentile:g}" for s in _SYSTEMS))
     result.goal("p50 ms", result.median("items: produce -> retrievable, p50"), "at most", 100)
     result.goal("p99 ms", result.median("items: produce -> retrievable, p99"), "at most", 500)
+    result.goal("in a snapshot, p99 ms", result.median(f"items: {_SNAPSHOT}, p99"), "at most", 1_500)
     return result
 
 
+_SNAPSHOT: Final = "produce -> in a snapshot, in another process"
 _SYSTEMS: Final = ("produce -> retrievable", "produce -> polled (floor)")
 
 
@@ -84,22 +92,37 @@ def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat
     folder.mkdir()
     kafka = fresh_topics(bootstrap, 1)
     produce(write_log(folder / "before", item_lines(n), []), kafka)
-    config = whole.settings(options.workdir, None, kafka) | {"data_dir": str(folder / "data")}
+    url = str(folder / "snapshots")
+    config = whole.settings(options.workdir, None, kafka) | {
+        "data_dir": str(folder / "data"),
+        "snapshots": {"enabled": True, "url": url},
+    }
+    partition = str(Partition(Stream.ITEMS, kafka["items_topic"], 0))
+    following = {"url": url, "partition": partition, "ready": str(folder / "following")}
     send = {"kafka": kafka, "rate": options.extra["rate"], "linger_ms": LINGER_MS}
     if load != "items":
         send["engagement_lines"] = _written(folder / "engagements", engagement_lines(n, n, after=2 * n))
 
-    with Apart(watched.daemon, {"config": config}, {}) as daemon:
-        url = _address(Path(config["data_dir"]), daemon)
-        _until(lambda: ask(f"{url}/status")["items_live"] >= n, daemon)
+    with ExitStack() as started, Apart(watched.daemon, {"config": config}, {}) as daemon:
+        address = _address(Path(config["data_dir"]), daemon)
+        _until(lambda: ask(f"{address}/status")["items_live"] >= n, daemon)
+        reader = started.enter_context(Apart(watched.follower, following, {}))
+        _until(Path(following["ready"]).exists, reader)
         lines = _written(folder / "lines", item_lines(n, first=n))
         with Apart(watched.producer, send | {"lines": lines, "first": n}, {}) as producer:
-            twins = _twins(url, kafka, n, producer)
+            twins = _twins(address, kafka, n, producer)
             sent = producer.answer()
-        _until(lambda: ask(f"{url}/status")["items_live"] >= 2 * n + len(twins), daemon)
+        _until(lambda: ask(f"{address}/status")["items_live"] >= 2 * n + len(twins), daemon)
+        here = SnapshotFollower(url)
+        _until(lambda: here.refresh() or here.readers[0].at.offsets[partition] >= 2 * n + len(twins), daemon)
+        time.sleep(1)  # the other process refreshes more often than that
+        reader.stop()
+        shown = reader.answer()
         daemon.stop()
         seen = daemon.answer()
     _add(result, load, _SYSTEMS[0], _latencies(sent, seen))
+    _add(result, load, _SNAPSHOT, _latencies(sent, shown))
+    result.add(f"{load}: refresh of a snapshot reader, p99", "ms", float(np.percentile(shown["refresh_ms"], 99)))
     if twins:
         result.add(f"{load}: twin, produce -> in a query's results, p50", "ms", float(np.median(twins)))
         result.details.setdefault(f"{load}: twins, ms", []).extend(round(ms, 2) for ms in twins)

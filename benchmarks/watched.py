@@ -10,15 +10,19 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.apart import Answer
 from benchmarks.load import item_id
+from indexer.snapshots import SnapshotFollower
 from schemas.config import Config
+from schemas.errors import NotFoundError
 from streamer.daemon import run_daemon
 from streamer.kafka_clients import open_producer
 from streamer.shards import Step, open_source
 from streamer.sources.base import Stream
+
+_REFRESH_S: Final = 0.05
 
 
 def daemon(*, config: dict[str, Any]) -> Answer:
@@ -69,6 +73,43 @@ def consumer(*, config: dict[str, Any], ready: str) -> Answer:
                 marks.append((time.monotonic_ns(), read))
     source.close()
     return {"marks": marks}
+
+
+def follower(*, url: str, partition: str, ready: str) -> Answer:
+    """A retrieval process: follows the snapshots of shard 0, refreshing every 50 ms, until SIGTERM.
+
+    Args:
+        url: where they are published.
+        partition: name of the one whose offsets count.
+        ready: file to make once it answers.
+
+    Returns:
+        ``marks``: after each refresh that brought anything, when it was shown and the partition's next offset in it;
+        ``refresh_ms``: how long those took; ``fulls``: full snapshots that were opened.
+    """
+    stopped = threading.Event()
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    following = SnapshotFollower(url)
+    marks: list[tuple[int, int]] = []
+    spent_ms: list[float] = []
+    fulls: set[str] = set()
+    while not stopped.wait(_REFRESH_S):
+        began = time.monotonic_ns()
+        try:
+            if not following.refresh():
+                continue
+        except NotFoundError:
+            continue
+        reader = following.readers[0]
+        marks.append((time.monotonic_ns(), reader.at.offsets.get(partition, 0)))
+        spent_ms.append((marks[-1][0] - began) / 1e6)
+        fulls.add(reader.info.full)
+        Path(ready).touch()
+    return {"marks": marks, "refresh_ms": spent_ms, "fulls": len(fulls)}
 
 
 def producer(

@@ -7,7 +7,7 @@ never see half of a batch, a split or a merge.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+Watcher = Callable[[I64, I64], None]
 
 _CHUNK = 16_384
 
@@ -144,6 +146,8 @@ class LiveView:
         ids: ordinal -> item id; by_id: item id -> ordinal.
         totals: as of the last applied batch.
         positions: partition name -> next offset.
+        watchers: told, under ``lock``, before a batch changes anything here: ordinals of which the item is about to
+            change, and those of which the counters are. Some may be new.
     """
 
     def __init__(self, meta: StoreMeta, totals: Totals, codewords: F32) -> None:
@@ -170,6 +174,7 @@ class LiveView:
         self.by_id: dict[str, int] = {}
         self.facets = [FacetView(codewords[facet]) for facet in range(meta.facets)]
         self.positions: dict[str, int] = {}
+        self.watchers: list[Watcher] = []
 
     def counters(self, ordinals: I64) -> CounterRows:
         """Counters of n ordinals, copied."""

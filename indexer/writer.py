@@ -120,6 +120,8 @@ class IndexWriter:
         failpoint("batch.after")
 
         with view.lock:
+            for watch in view.watchers:
+                watch(change.ordinals, np.empty(0, np.int64) if counted is None else counted[0])
             upserts.show(view)
             for item_id, ordinal in change.new_ids.items():
                 view.ids.append(item_id)

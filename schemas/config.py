@@ -150,6 +150,23 @@ class CheckpointConfig(_Section):
     keep: int = Field(default=3, ge=1, description="checkpoints kept of each shard")
 
 
+class SnapshotConfig(_Section):
+    """Publications of the index that other processes and machines answer from."""
+
+    enabled: bool = Field(default=False, description="the daemon publishes snapshots of the shards it serves")
+    url: str | None = Field(
+        default=None, description="directory or fsspec URL (s3://, ...) to publish to; unset: in the data directory"
+    )
+    delta_s: float = Field(default=1.0, gt=0, le=3_600, description="what changed is published this often")
+    full_s: float = Field(default=900.0, gt=0, description="a full snapshot is published this often")
+    full_after_share: float = Field(
+        default=0.2,
+        gt=0,
+        description="and when rebalancing moved more than this share of all postings, or this share of items changed",
+    )
+    keep: int = Field(default=2, ge=1, description="full snapshots kept of each shard, with their deltas")
+
+
 class WriterConfig(_Section):
     """The writer loop."""
 
@@ -288,6 +305,7 @@ class Config(BaseModel):
     pending: PendingConfig = PendingConfig()
     dedupe: DedupeConfig = DedupeConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    snapshots: SnapshotConfig = SnapshotConfig()
     writer: WriterConfig = WriterConfig()
     counters: CountersConfig = CountersConfig()
     rebalance: RebalanceConfig = RebalanceConfig()

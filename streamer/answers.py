@@ -13,6 +13,7 @@ from schemas.config import Config
 from schemas.errors import NotFoundError, StoreError, UsageError
 from streamer.checkpointing import shown, target_of
 from streamer.http import Routes
+from streamer.publishing import shown_all
 
 if TYPE_CHECKING:
     from streamer.daemon import Daemon
@@ -26,6 +27,7 @@ def routes(config: Config, daemon: Daemon) -> Routes:
         "/query": answers.query,
         "/compact": answers.compact,
         "/checkpoint": answers.checkpoint,
+        "/snapshot": answers.snapshot,
         "/promote": answers.promote,
     }
     return Routes(answers.live, answers.ready, answers.status, posts)
@@ -102,6 +104,13 @@ class _Answers:
         url = document.get("url")
         target = target_of(self._config, url)
         return {"checkpoints": [shown(self._daemon.backups.take(shard, url), target) for shard in self._shards()]}
+
+    def snapshot(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Publish a snapshot of every shard here."""
+        kind = document.get("kind")
+        if kind not in {"full", "delta"}:
+            raise UsageError('give {"kind": "full"} or {"kind": "delta"}')
+        return shown_all([self._daemon.publishing.take(shard, kind) for shard in self._shards()])
 
     def promote(self, document: dict[str, Any]) -> dict[str, Any]:
         """Let a generation catch up and take over; ``/status`` tells how far it is."""

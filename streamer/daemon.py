@@ -40,6 +40,7 @@ from streamer.http import HttpServer
 from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
 from streamer.promotion import Promotion
+from streamer.publishing import Publishing
 from streamer.reader import Span
 from streamer.shards import Duties, Generation, Shard, Step, open_source, shard_numbers
 from streamer.sources.base import Partition
@@ -130,6 +131,7 @@ class Daemon:
         self.membership = self._member()
         self._duties = replace(duties, on_durable=self._durable.update)
         self.backups = Backups(config, self.metrics)
+        self.publishing = Publishing(config, self.metrics)
 
     def _member(self) -> Membership:
         config, kafka = self.config, self.config.kafka
@@ -218,6 +220,7 @@ class Daemon:
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
+            self.publishing.start(lambda: list(self.shards.values()))
             try:
                 while not self._asked_to_stop and not self._at_end():
                     self.turned_at = time.monotonic()
@@ -262,6 +265,7 @@ class Daemon:
             self.backups.turn(self.shards.values())
 
     def _end(self) -> None:
+        self.publishing.stop()
         if self.promotion is not None:
             self._ended += self.promotion.remove(list(self.promotion.shards))
         leaving = [*self.shards.values(), *self._ended]
@@ -269,6 +273,7 @@ class Daemon:
             shard.stop()
         self._join(leaving, _SHARDS_SHARE * self.config.writer.shutdown_s)
         self.backups.close()
+        self.publishing.close()
         self._commit()
         log.info(
             "stopped",

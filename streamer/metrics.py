@@ -36,6 +36,14 @@ STUCK: Final = "facetstream_stuck"
 """1 where a shard lags and no offset has moved for ``http.progress_after_s``, else 0; by shard."""
 CHECKPOINTS: Final = "facetstream_checkpoints"
 """Checkpoints taken, by shard."""
+SNAPSHOTS: Final = "facetstream_snapshots"
+"""Snapshots published, by shard and kind: full, delta."""
+SNAPSHOT_AGE: Final = "facetstream_snapshot_age_seconds"
+"""Seconds since what is published held all that was applied, by shard."""
+SNAPSHOT_BYTES: Final = "facetstream_snapshot_bytes"
+"""Bytes of the newest snapshot, by shard and kind."""
+SNAPSHOT_SECONDS: Final = "facetstream_snapshot_seconds"
+"""Seconds to publish one snapshot, by kind."""
 
 _FINE: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -67,3 +75,13 @@ class Metrics:
         self.queue = Gauge(QUEUE_BATCHES, "Batches waiting for the writer", ["shard"], registry=registry)
         self.stuck = Gauge(STUCK, "1 where a shard lags and no offset moves", ["shard"], registry=registry)
         self.checkpoints = Counter(CHECKPOINTS, "Checkpoints taken", ["shard"], registry=registry)
+        self.snapshots = Counter(SNAPSHOTS, "Snapshots published", ["shard", "kind"], registry=registry)
+        self.snapshot_age = Gauge(
+            SNAPSHOT_AGE, "Seconds since what is published held all that was applied", ["shard"], registry=registry
+        )
+        self.snapshot_bytes = Gauge(
+            SNAPSHOT_BYTES, "Bytes of the newest snapshot", ["shard", "kind"], registry=registry
+        )
+        self.snapshot_seconds = Histogram(
+            SNAPSHOT_SECONDS, "Seconds to publish one snapshot", ["kind"], buckets=_FINE, registry=registry
+        )

@@ -45,6 +45,7 @@ class Progress:
     Attributes:
         turned_at: monotonic seconds of the loop's last turn ("alive").
         applied_at: monotonic seconds of the last batch ("making progress").
+        moved: members that rebalancing moved.
         waits_for: what keeps the writer from applying batches, if anything does.
         freshness_s: seconds from source to retrievable of recent batches, with their number of records.
     """
@@ -53,6 +54,7 @@ class Progress:
     items: int = 0
     engagements: int = 0
     letters: int = 0
+    moved: int = 0
     turned_at: float = field(default_factory=time.monotonic)
     applied_at: float = field(default_factory=time.monotonic)
     waits_for: str | None = None
@@ -385,6 +387,7 @@ class Pipeline:
     def _count(self, outcome: Outcome) -> None:
         self.metrics.rebalanced.labels(outcome.op).inc()
         self.metrics.moved.inc(outcome.moved)
+        self.progress.moved += outcome.moved
 
 
 def _letter_of(entry: Expired) -> DeadLetter:

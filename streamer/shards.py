@@ -234,6 +234,11 @@ class Shard:
         """Whether its writer takes no batches now, and has applied those it took."""
         return self.pipeline is not None and self.pipeline.progress.waits_for is not None
 
+    @property
+    def owned(self) -> bool:
+        """Whether no other process can own it now."""
+        return self._duties.may_write()
+
     def lag(self) -> dict[str, int]:
         """Records each partition is behind its end, as last asked; nothing while it is not open."""
         pipeline = self.pipeline

@@ -174,6 +174,11 @@ class Daemon(Process):
             with error:
                 return error.code, orjson.loads(error.read())
 
+    def ask_text(self, path: str) -> str:
+        """GET of what is no JSON."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return str(answer.read(), "utf-8")
+
     def status(self) -> dict[str, Any]:
         """``/status``."""
         code, document = self.ask("/status")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ class CheckpointTarget:
 
     Args:
         url: a path, or an fsspec URL; what it needs to log in comes from its own environment variables.
+        what: what lies there, for messages; the section of the configuration that names it.
 
     Attributes:
         hashes: shard folder -> (name, size, mtime, inode) -> SHA-256, so that a file is hashed once.
@@ -34,12 +36,13 @@ class CheckpointTarget:
         ConfigError: if nothing serves the URL.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, what: str = "checkpoints") -> None:
         try:
             self._fs, root = fsspec.core.url_to_fs(str(url))
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"checkpoints.url {str(url)!r}: {error}; give a directory or an fsspec URL") from error
+            raise ConfigError(f"{what}.url {str(url)!r}: {error}; give a directory or an fsspec URL") from error
         self.url = str(url)
+        self._what = what
         self._root = root.rstrip("/")
         self._local = Path(root) if isinstance(self._fs, LocalFileSystem) else None
         self.hashes: dict[str, dict[tuple[str, int, int, int], str]] = {}
@@ -54,7 +57,7 @@ class CheckpointTarget:
         except FileNotFoundError:
             raise
         except Exception as error:  # each of fsspec's file systems raises what its library does
-            raise StoreError(f"cannot {what} {path or '.'} in checkpoints {self.url}: {error}") from error
+            raise StoreError(f"cannot {what} {path or '.'} in {self._what} {self.url}: {error}") from error
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -81,6 +84,22 @@ class CheckpointTarget:
             with self._aside(path) as aside:
                 aside.write_bytes(data)
             sync_path((self._local / path).parent)
+
+    def stream(self, path: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """As :meth:`write`, piece by piece; :meth:`settle` makes its name survive a power loss."""
+        with self._doing("write", path):
+            if self._local is None:
+                with self._fs.open(self._at(path), "wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+                return
+            with self._aside(path) as aside, aside.open("wb") as file:
+                for chunk in chunks:
+                    file.write(chunk)
+
+    def local(self, path: str) -> Path | None:
+        """Where a file lies on this machine; None where the target is another."""
+        return None if self._local is None else self._local / path
 
     def settle(self, folder: str) -> None:
         """Make the names of files put into ``folder`` survive a power loss."""
@@ -119,7 +138,10 @@ class CheckpointTarget:
         Raises:
             FileNotFoundError: if there is none.
         """
-        return b"".join(self.chunks(path))
+        with self._doing("read", path):
+            # Not by way of its size, which some file systems remember although others write there.
+            found: bytes = self._fs.cat_file(self._at(path))
+            return found
 
     def files(self, folder: str) -> dict[str, int]:
         """Name -> bytes of the files in ``folder``, half-written ones that a crash left among them (``.NAME``)."""
@@ -154,3 +176,9 @@ class CheckpointTarget:
                 self._fs.rm_file(self._at(path))
             except FileNotFoundError:
                 return
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder that is empty, where the target has such a thing."""
+        if self._local is not None:
+            with self._doing("remove", folder), contextlib.suppress(FileNotFoundError):
+                (self._local / folder).rmdir()

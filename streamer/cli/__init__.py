@@ -8,7 +8,18 @@ import sys
 import typer
 
 from schemas.errors import FacetstreamError
-from streamer.cli import checkpoint, configuration, deadletters, generation, inspect, learn, query, replays, stream
+from streamer.cli import (
+    checkpoint,
+    configuration,
+    deadletters,
+    generation,
+    inspect,
+    learn,
+    query,
+    replays,
+    snapshot,
+    stream,
+)
 from streamer.cli._context import err
 
 app = typer.Typer(
@@ -19,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (learn, stream, inspect, query, replays, generation, checkpoint, deadletters, configuration):
+for room in (learn, stream, inspect, query, replays, generation, checkpoint, snapshot, deadletters, configuration):
     room.register(app)
 
 

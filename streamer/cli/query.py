@@ -1,7 +1,11 @@
-"""``query``: retrieve, straight from the store."""
+"""``query``: retrieve, straight from the store or from published snapshots."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,10 +13,11 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from indexer import report
-from indexer.retrieval.readers import StoreReader
+from indexer.retrieval.readers import IndexReader, StoreReader
 from indexer.retrieval.retrieve import fan_out
+from indexer.snapshots import SnapshotFollower
 from indexer.store import now_ms
-from schemas.config import RetrievalConfig
+from schemas.config import Config, RetrievalConfig
 from schemas.errors import NotFoundError, UsageError
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, moment_ms, show
 from streamer.generations import open_for_reading
@@ -23,6 +28,19 @@ def register(app: typer.Typer) -> None:
     app.command()(query)
 
 
+@contextmanager
+def _readers(found: Config, snapshots: str | None) -> Iterator[Mapping[int, IndexReader]]:
+    """Shard number -> what answers."""
+    if snapshots is None:
+        with open_for_reading(found) as stores:
+            yield {shard: StoreReader(store) for shard, store in stores.items()}
+        return
+    with tempfile.TemporaryDirectory(prefix="facetstream-snapshots-") as cache:
+        follower = SnapshotFollower(snapshots, Path(cache))
+        follower.refresh()
+        yield follower.readers
+
+
 def query(
     item: Annotated[list[str], typer.Option("--item", help="Trigger item; give several to mix interests.")],
     k: Annotated[int | None, typer.Option("-k", help="Results.", show_default="retrieval.k")] = None,
@@ -31,6 +49,9 @@ def query(
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw.")] = None,
     at: Annotated[
         str | None, typer.Option(help="Time at which engagements and ages count.", show_default="now")
+    ] = None,
+    snapshots: Annotated[
+        str | None, typer.Option("--snapshots", help="Answer from the snapshots at this directory or fsspec URL.")
     ] = None,
     config_file: ConfigFile = None,
     data_dir: DataDir = None,
@@ -50,8 +71,7 @@ def query(
         raise UsageError(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
         ) from None
-    with open_for_reading(found) as stores:
-        readers = {shard: StoreReader(store) for shard, store in stores.items()}
+    with _readers(found, snapshots) as readers:
         reply = report.query_reply(item, fan_out(readers, item, wanted, when, seed))
     if len(reply.missing) == len(item):
         raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from indexer.failpoints import POINTS
+from indexer.snapshots import SnapshotFollower
+from schemas.errors import NotFoundError
 from streamer.generations import current_generation, generations
+from streamer.publishing import url_of
 from tests.chaos.rig import PARTITIONS, ChaosError, Process, Rig
 from tests.kafka.broker import Broker
 
@@ -101,6 +105,27 @@ def _checkpointing(name: str) -> Callable[[Rig, random.Random], bool]:
     return strike
 
 
+def _publishing(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, dice: random.Random) -> bool:
+        hit = dice.randint(1, 3) if name.startswith("delta") else dice.randint(1, PARTITIONS)
+        told = {"FACETSTREAM_SNAPSHOTS__ENABLED": "true", "FACETSTREAM_SNAPSHOTS__DELTA_S": "0.02"}
+        daemon = rig.daemon(failpoints=f"{name}=kill@{hit}", **told)
+        if rig.caught_up(daemon):  # it publishes once it is ready, and again when more comes
+            rig.more(300)
+        reached = _reached(rig, daemon)
+        follower = SnapshotFollower(url_of(rig.config))
+        with contextlib.suppress(NotFoundError):
+            follower.refresh()
+        for reader in follower.readers.values():
+            for facet in range(reader.meta.facets):
+                filed = sum(len(reader.members(facet, leaf, 10**9)) for leaf in reader.centroids(facet)[0].tolist())
+                if filed != reader.at.items_live:
+                    raise ChaosError(f"a reader has {filed} items of {reader.at.items_live}")
+        return reached
+
+    return strike
+
+
 def _restoring(name: str) -> Callable[[Rig, random.Random], bool]:
     def strike(rig: Rig, dice: random.Random) -> bool:
         rig.command("checkpoint", "create").end()
@@ -150,6 +175,8 @@ def _promoting(name: str) -> Callable[[Rig, random.Random], bool]:
 _STRIKES: Final[dict[str, Callable[[str], Callable[[Rig, random.Random], bool]]]] = {
     "checkpoint": _checkpointing,
     "restore": _restoring,
+    "snapshot": _publishing,
+    "delta": _publishing,
     "reset": _resetting,
     "generation": _making,
     "promote": _promoting,

@@ -1,0 +1,56 @@
+"""What changed since a full snapshot that another process published, told from the store alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.snapshots import image
+from indexer.snapshots.delta import Base
+from indexer.snapshots.reader import SnapshotReader
+from indexer.view import LiveView
+from schemas.errors import UsageError
+
+I64 = npt.NDArray[np.int64]
+
+
+def base_of(reader: SnapshotReader) -> Base:
+    """What deltas need to know of a full snapshot."""
+    info, facets = reader.info, range(reader.meta.facets)
+    at = image.At(dict(info.offsets), info.ordinals, info.items_live, info.splits, info.merges)
+    return Base(
+        at,
+        [reader.stored[f"f{facet}.leaves"] for facet in facets],
+        [reader.stored[f"f{facet}.raws"] for facet in facets],
+    )
+
+
+def changed_since(view: LiveView, reader: SnapshotReader) -> tuple[I64, I64]:
+    """Ordinals of which the item, and of which the counters, changed since the full snapshot that a reader has.
+
+    An item's record names the event that decided it: if the full snapshot's offsets are beyond that, it holds it.
+    Counters are compared. ``view.lock`` is held.
+
+    Raises:
+        UsageError: if the snapshot is one of another store, or ahead of this one, or offsets were reset since.
+    """
+    info = reader.info
+    behind = any(at > view.positions.get(name, 0) for name, at in reader.at.offsets.items())
+    if reader.meta != view.meta or behind or view.totals.reset_from:
+        raise UsageError(
+            f"what is published of shard {info.shard} cannot be compared with its store (made anew, restored or reset "
+            "since); publish it in full"
+        )
+    items = view.items
+    known = np.array([info.offsets.get(name, 0) for name in view.totals.sources], np.int64)
+    ordinals = np.arange(view.totals.next_ordinal)
+    later = items["offset"][ordinals] >= known[items["source"][ordinals]] if len(known) else ordinals < 0
+    later |= ordinals >= info.ordinals
+
+    counters = image.counters(view, slice(0, info.ordinals))
+    touched = np.asarray(counters.last_at != reader.stored["last_at"])
+    for name in ("epochs", "decayed"):
+        touched |= (getattr(counters, name) != reader.stored[name]).any(axis=1)
+    new = image.counters(view, slice(info.ordinals, len(ordinals)))
+    counted = np.concatenate([touched, new.decayed.any(axis=1)])
+    return np.flatnonzero(later), np.flatnonzero(counted)
