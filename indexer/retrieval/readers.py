@@ -91,7 +91,8 @@ class ViewReader:
             found = ordinals[live]
             missing = [item_id for item_id, there in zip(item_ids, live.tolist(), strict=True) if not there]
             leaves = items["leaf"][found].astype(np.int64)
-            return Located(found, leaves, items["vector"][found].astype(np.float32), missing)
+            vectors = np.stack([self._view.vectors(found, facet) for facet in range(self.meta.facets)], 1)
+            return Located(found, leaves, vectors.astype(np.float32), missing)
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""
@@ -103,7 +104,7 @@ class ViewReader:
     def vectors(self, facet: int, ordinals: I64) -> F32:
         """See :class:`IndexReader`."""
         with self._view.lock:
-            return np.asarray(self._view.items["vector"][ordinals, facet], np.float32)
+            return self._view.vectors(ordinals, facet).astype(np.float32)
 
     def centroids(self, facet: int) -> tuple[I64, F32]:
         """See :class:`IndexReader`."""

@@ -112,6 +112,10 @@ def brute_force(
     at = [index.view.by_id[name] for name in triggers if name in index.view.by_id]
     at = [ordinal for ordinal in at if items["state"][ordinal] == 1]
     every = np.flatnonzero(items["state"] == 1)
+    vectors = [
+        dict(zip(every.tolist(), index.view.vectors(every, facet).astype(np.float64), strict=True))
+        for facet in range(FACETS)
+    ]
     extra = dict(zip(every.tolist(), prior(ViewReader(index.view), every, config, NOW_MS).tolist(), strict=True))
     for facet, leaf, voters in zip(
         found.selected.facet.tolist(), found.selected.leaf.tolist(), found.selected.voters, strict=True
@@ -119,10 +123,8 @@ def brute_force(
         for ordinal in every.tolist():
             if items["leaf"][ordinal, facet] != leaf or ordinal in at:
                 continue
-            mine = items["vector"][ordinal, facet].astype(np.float64)
-            similarity = max(
-                float(mine @ items["vector"][at[voter], facet].astype(np.float64)) for voter in voters.tolist()
-            )
+            mine = vectors[facet][ordinal]
+            similarity = max(float(mine @ vectors[facet][at[voter]]) for voter in voters.tolist())
             score = config.similarity_weight * similarity + extra[ordinal]
             best, where = out.get(ordinal, (-np.inf, set()))
             if abs(score - best) < 1e-5:
