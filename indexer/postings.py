@@ -98,7 +98,7 @@ class ItemPlan:
             if opened is not None and len(opened.raws):
                 f.ensure_leaves(int(opened.leaves.max(initial=-1)) + 1)
                 f.leaves["alive"][opened.leaves] = True
-                f.leaves["centroid"][opened.leaves] = opened.centroids
+                f.set_centroids(opened.leaves, opened.centroids)
                 f.routes.append(opened.raws, opened.hosts.astype(np.uint32))
                 f.raws.append(opened.hosts, opened.raws.astype(np.uint32))
             out_leaf, out_ordinal = self._out[facet]

@@ -6,8 +6,8 @@ never see half of a batch, a split or a merge.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from indexer.keys import ItemState, LeafState
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.ragged import RaggedPool
+from indexer.shared_lock import SharedLock
 from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
@@ -72,6 +73,7 @@ class FacetView:
         members: leaf -> ordinals and their embeddings, in order of impact; see :mod:`indexer.order`.
         routes: raw index -> candidate leaves.
         raws: leaf -> raw indices routed to it.
+        changes: how often leaves came, went or moved their centroids.
     """
 
     def __init__(self, codewords: F32, members: FacetMembers) -> None:
@@ -88,6 +90,7 @@ class FacetView:
         self.members = members
         self.routes = RaggedPool(self.raw_indices)
         self.raws = RaggedPool()
+        self.changes = 0
 
     def sizes(self) -> I64:
         """(leaf ids,) members of each leaf; a live view."""
@@ -121,10 +124,16 @@ class FacetView:
         """Bring a new leaf to life."""
         self.ensure_leaves(leaf + 1)
         self.leaves["alive"][leaf] = True
-        self.leaves["centroid"][leaf] = centroid
+        self.set_centroids(np.array([leaf]), centroid)
+
+    def set_centroids(self, leaves: npt.NDArray[np.integer], centroids: F32) -> None:
+        """New centroids (n, d) of leaves (n,)."""
+        self.leaves["centroid"][leaves] = centroids
+        self.changes += 1
 
     def retire_leaf(self, leaf: int) -> None:
         """Let a leaf go; its id is never used again."""
+        self.changes += 1
         self.leaves["alive"][leaf] = False
         self.leaves["state"][leaf] = LeafState.RETIRED
         self.members.pool.take(leaf * self.members.pool.facets + self.members.facet)
@@ -135,7 +144,7 @@ class LiveView:
     """Items, counters and facets of one store.
 
     Attributes:
-        lock: held by the writer while it changes anything here, by readers while they copy.
+        lock: held by the writer while it changes anything here, shared by readers while they read.
         items: arrays by ordinal: state, source, created_at, occurred_at, offset, raw (F,), leaf (F,), counts (K,),
             epochs (W,), decayed (W,), value_sum, last_at.
         members: embeddings and posting lists of all facets.
@@ -150,7 +159,7 @@ class LiveView:
         windows = len(meta.half_lives_s)
         self.meta = meta
         self.totals = totals
-        self.lock = threading.RLock()
+        self.lock = SharedLock()
         self.items = Rows(
             state=(np.uint8, ()),
             source=(np.uint16, ()),
@@ -169,8 +178,8 @@ class LiveView:
         self.by_id: dict[str, int] = {}
         self.members = MemberPool(meta.facets, meta.dim)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
-        self.order = order
-        self.half_life_s = meta.half_lives_s[order.window] if order.window < windows else meta.half_lives_s[-1]
+        self.order = order if order.window < windows else replace(order, window=-1)
+        self.half_life_s = meta.half_lives_s[self.order.window]
         self.landmark = landmark_at(totals.stream_time_ms, self.half_life_s)
         self.latest_engagement = 0
         self.positions: dict[str, int] = {}

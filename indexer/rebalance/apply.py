@@ -217,7 +217,7 @@ def _apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
         had = facet.raws.row(plan.target)
         facet.raws.replace(plan.target, np.union1d(had, raws).astype(np.uint32))
         _show_routes(facet, routes)
-        facet.leaves["centroid"][plan.target] = centroid
+        facet.set_centroids(np.array([plan.target]), centroid)
         facet.leaves["version"][plan.target] = record.version
         facet.leaves["state"][plan.target] = LeafState.NORMAL
         facet.leaves["marked_size"][plan.target] = 0

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from indexer import report
-from indexer.retrieval.readers import StoreReader
+from indexer.order import Order
 from indexer.retrieval.retrieve import fan_out
+from indexer.retrieval.store_reader import StoreReader
 from indexer.store import now_ms
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError, UsageError
@@ -51,7 +52,7 @@ def query(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
         ) from None
     with open_for_reading(found) as stores:
-        readers = {shard: StoreReader(store) for shard, store in stores.items()}
+        readers = {shard: StoreReader(store, Order.of(wanted)) for shard, store in stores.items()}
         reply = report.query_reply(item, fan_out(readers, item, wanted, when, seed))
     if len(reply.missing) == len(item):
         raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")

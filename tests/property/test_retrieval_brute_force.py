@@ -14,22 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.index import Index
-from indexer.retrieval.readers import StoreReader, ViewReader
+from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import Candidates, prior, retrieve
 from indexer.retrieval.select import Votes, select_leaves
+from indexer.retrieval.store_reader import StoreReader
 from indexer.store import Store
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
-from tests.builders import FACETS, HALF_LIVES_S, Record, batch_of, fill, open_index, rebalance, vector_of
+from tests.builders import FACETS, HALF_LIVES_S, Record, batch_of, config, fill, open_index, rebalance, vector_of
 
 NOW_MS = 100_000
+ALWAYS_ORDERED = config(retrieval={"order_slack": 0})
 ITEMS = 60
 
 
 @contextmanager
 def an_index(seeds: list[int], *, engaged: int = 30, balanced: bool = True) -> Iterator[Index]:
     """Items ``i0`` ..., every seventh deleted, some of them engaged."""
-    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store")) as index:
+    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store"), ALWAYS_ORDERED) as index:
         fill(index, seeds)
         rng = np.random.default_rng(len(seeds))
         index.writer.apply(
@@ -100,7 +102,7 @@ def test_whatever_is_asked_the_answer_is_in_order_and_true(
         with Store.open_secondary(index.store.path) as store:
             assert same(found, retrieve(StoreReader(store), triggers, config, NOW_MS, seed))
         index.close()
-        with open_index(index.store.path) as again:
+        with open_index(index.store.path, ALWAYS_ORDERED) as again:
             assert same(found, retrieve(ViewReader(again.view), triggers, config, NOW_MS, seed))
 
 

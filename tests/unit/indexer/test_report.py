@@ -11,8 +11,8 @@ import pytest
 from indexer import report
 from indexer.index import Index
 from indexer.logical_state import LogicalState, differences, logical_state
-from indexer.retrieval.readers import StoreReader
 from indexer.retrieval.retrieve import fan_out
+from indexer.retrieval.store_reader import StoreReader
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError
 from tests.builders import CODEWORDS, FACETS, Record, assign, batch_of, fill, open_index, rebalance, vectors_of

@@ -1,0 +1,504 @@
+"""Compiled retrieval: which leaves are read, what their members score, which are the best. One thread, no GIL.
+
+Scores are float32. A result's *key* is a uint64 that orders results: the greater score first, of equals the lesser
+ordinal. ``row`` is leaf * facets + facet, as in :class:`indexer.members.MemberPool`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from indexer.half import widen
+
+A = Any
+BLOOM = 1 << 15
+"""Bits of the filter that tells most members which are not results yet from those that are."""
+_ORDINAL = np.uint64(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def choose(
+    pointer: A,
+    own: A,
+    distance: A,
+    table_leaf: A,
+    table_pointer: A,
+    gumbel: A,
+    probes: int,
+    k: int,
+    out_pointer: A,
+    out_facet: A,
+    out_leaf: A,
+    out_weight: A,
+    voter_pointer: A,
+    voters: A,
+) -> None:
+    """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
+
+    Args:
+        pointer: (Q+1,) triggers of each request.
+        own: (T, F) leaf of each trigger, -1 where it is the nearest of all.
+        distance: (T, leaves of all facets) float32 to the centroids; no columns where none is needed.
+        table_leaf, table_pointer: leaf id of each column, (F+1,) columns of each facet.
+        gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
+        probes: further leaves each trigger votes for with half a vote, nearest first.
+        k: leaves of a request.
+        out_pointer, out_facet, out_leaf, out_weight: chosen leaves of each request, heaviest first.
+        voter_pointer, voters: triggers that voted for each, counted from the request's first.
+    """
+    facets = own.shape[1]
+    chosen_so_far, voters_so_far = 0, 0
+    for request in range(pointer.shape[0] - 1):
+        first, last = pointer[request], pointer[request + 1]
+        votes = np.empty((last - first) * facets * (1 + probes), np.int64)
+        count = 0
+        for trigger in range(first, last):
+            for facet in range(facets):
+                begin, end = table_pointer[facet], table_pointer[facet + 1]
+                mine = own[trigger, facet]
+                wanted = 0 if distance.shape[1] == 0 else min(probes + (mine < 0), end - begin - (mine >= 0))
+                near = np.empty(wanted, np.int64)
+                have = 0
+                for at in range(begin, end if wanted else begin):
+                    if have == wanted and distance[trigger, at] >= distance[trigger, near[have - 1]]:
+                        continue
+                    if table_leaf[at] == mine:
+                        continue
+                    have = min(have + 1, wanted)
+                    put = have - 1
+                    while put and distance[trigger, near[put - 1]] > distance[trigger, at]:
+                        near[put] = near[put - 1]
+                        put -= 1
+                    near[put] = at
+                for rank in range(have):
+                    leaf = table_leaf[near[rank]]
+                    whole = rank == 0 and mine < 0
+                    votes[count] = ((((facet << 32) | leaf) << 20) | (trigger - first)) << 1 | whole
+                    count += 1
+                if mine >= 0:
+                    votes[count] = ((((facet << 32) | mine) << 20) | (trigger - first)) << 1 | 1
+                    count += 1
+        votes = np.sort(votes[:count])
+        starts = np.empty(count + 1, np.int64)
+        weight = np.zeros(count, np.float64)
+        slots = 0
+        for at in range(count):
+            if at == 0 or votes[at] >> 21 != votes[at - 1] >> 21:
+                starts[slots] = at
+                slots += 1
+            weight[slots - 1] += 1.0 if votes[at] & 1 else 0.5
+        starts[slots] = count
+        rank_by = -weight[:slots]
+        if gumbel.shape[1]:
+            for slot in range(slots):
+                rank_by[slot] = -(math.log(weight[slot]) + gumbel[request, slot])
+        order = np.argsort(rank_by, kind="mergesort")[: min(k, slots)]
+        order = order[np.argsort(-weight[order], kind="mergesort")]
+        for slot in order:
+            key = votes[starts[slot]] >> 21
+            out_facet[chosen_so_far] = key >> 32
+            out_leaf[chosen_so_far] = key & 0xFFFFFFFF
+            out_weight[chosen_so_far] = weight[slot]
+            for at in range(starts[slot], starts[slot + 1]):
+                voters[voters_so_far] = (votes[at] >> 1) & 0xFFFFF
+                voters_so_far += 1
+            chosen_so_far += 1
+            voter_pointer[chosen_so_far] = voters_so_far
+        out_pointer[request + 1] = chosen_so_far
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, inline="never")
+def _dots(bits: A, begin: int, count: int, query: A, out: A, base: int, first: bool) -> None:  # noqa: FBT001
+    """Dot products of ``count`` members with a query; the greater of these and what is there, unless first."""
+    for at in range(count):
+        total = np.float32(0)
+        for j in range(query.shape[0]):
+            total += widen(bits[begin + at, j]) * query[j]
+        if first or total > out[base + at]:
+            out[base + at] = total
+
+
+@njit(cache=True, nogil=True)
+def _key(bits: A, ordinal: A) -> A:
+    flipped = ~bits if bits & np.uint32(0x80000000) else bits | np.uint32(0x80000000)
+    return (np.uint64(flipped) << np.uint64(32)) | (_ORDINAL - np.uint64(ordinal))
+
+
+@njit(cache=True, nogil=True)
+def _score_bits(key: A) -> A:
+    flipped = np.uint32(key >> np.uint64(32))
+    return np.uint32(flipped & np.uint32(0x7FFFFFFF) if flipped & np.uint32(0x80000000) else ~flipped)
+
+
+@njit(cache=True, nogil=True)
+def _greatest(keys: A, n: int, k: int) -> None:
+    """Bring the k greatest of the first n keys to the front, the least of them to place k - 1; 0 < k <= n."""
+    low, high = 0, n - 1
+    while low < high:
+        a, b, c = keys[low], keys[(low + high) >> 1], keys[high]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = low, high
+        while i <= j:
+            while keys[i] > pivot:
+                i += 1
+            while keys[j] < pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            return
+
+
+@njit(cache=True, nogil=True)
+def _find(table: A, generation: int, ordinal: int) -> int:
+    """Slot of the table that holds the ordinal, or where it would go."""
+    mask = table.shape[0] - 1
+    at = (ordinal * 0x9E3779B1 >> 7) & mask
+    while table[at, 0] == generation and table[at, 1] != ordinal:
+        at = (at + 1) & mask
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _log1p(x: A) -> A:
+    return np.float32(math.log1p(x)) if x > 0 else np.float32(0)
+
+
+@njit(cache=True, nogil=True)
+def _scan(
+    start: A,
+    length: A,
+    ordered: A,
+    pool_ordinal: A,
+    bits: A,
+    created_at: A,
+    row: int,
+    limit: int,
+    skipped: A,
+    skip_count: int,
+    born_after: int,
+    queries: A,
+    facet: int,
+    first: int,
+    voters: A,
+    who: A,
+    at_of: A,
+    score: A,
+    base: int,
+) -> int:
+    """Similarities of the first ``limit`` members that pass; returns how many. See :func:`score`."""
+    begin, n, count = start[row], length[row], 0
+    behind = n - ordered[row]
+    every = born_after > np.iinfo(np.int64).min
+    place, next_skip = -behind, 0  # negative: the members that came since, newest first
+    while place < ordered[row] and count < limit:
+        run_start, run = begin + place, 1
+        if place < 0:
+            run_start = begin + n - 1 - (place + behind)
+        elif not every:
+            while next_skip < skip_count and skipped[next_skip] < place:
+                next_skip += 1
+            end = ordered[row] if next_skip == skip_count else min(ordered[row], skipped[next_skip])
+            run = min(end - place, limit - count)
+            if run == 0:
+                place += 1
+                continue
+        if place < 0 or every:
+            passes = created_at[pool_ordinal[run_start]] >= born_after
+            for skip in range(skip_count):
+                passes &= begin + skipped[skip] != run_start
+            if not passes:
+                place += 1
+                continue
+        for i in range(run):
+            who[base + count + i] = pool_ordinal[run_start + i]
+            at_of[base + count + i] = run_start + i
+        for v in range(voters.shape[0]):
+            _dots(bits, run_start, run, queries[first + voters[v], facet], score, base + count, v == 0)
+        count += run
+        place += run
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _float(key: A) -> A:
+    """Score of a key."""
+    bits = np.empty(1, np.uint32)
+    bits[0] = _score_bits(key)
+    return bits.view(np.float32)[0]
+
+
+@njit(cache=True, nogil=True)
+def _squeeze(table: A, generation: int, rest: A, have: int, need: int) -> int:
+    """Drop keys whose item scored better since, keep the greatest ``need``; returns how many are left."""
+    kept = 0
+    for i in range(have):
+        ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
+        if table[_find(table, generation, ordinal), 2] == _score_bits(rest[i]):
+            rest[kept] = rest[i]
+            kept += 1
+    if kept > need:
+        if need:
+            _greatest(rest, kept, need)
+        kept = need
+    elif kept and kept == need:
+        _greatest(rest, kept, need)
+    return kept
+
+
+@njit(cache=True, nogil=True)
+def score(
+    # the leaves chosen
+    pointer: A,
+    chosen_pointer: A,
+    facet_of: A,
+    leaf_of: A,
+    weight: A,
+    voter_pointer: A,
+    voters: A,
+    # the triggers, what is left out
+    queries: A,
+    skip_pointer: A,
+    skip: A,
+    born_after: A,
+    # the index
+    start: A,
+    length: A,
+    ordered: A,
+    pool_ordinal: A,
+    pool_heat: A,
+    bits: A,
+    place: A,
+    leaf: A,
+    created_at: A,
+    last_at: A,
+    epochs: A,
+    decayed: A,
+    window: int,
+    # the weights
+    k: int,
+    limit: int,
+    similarity_weight: float,
+    engagement_weight: float,
+    freshness_weight: float,
+    now_ms: float,
+    half_life_ms: float,
+    freshness_half_life_ms: float,
+    landmark: int,
+    exact: bool,  # noqa: FBT001
+    # scratch
+    generation: int,
+    who: A,
+    at_of: A,
+    scores: A,
+    table: A,
+    keys: A,
+    rest: A,
+    bloom: A,
+    # the answer
+    out_count: A,
+    out_scored: A,
+    out_ordinal: A,
+    out_score: A,
+    out_slot: A,
+) -> None:
+    """Score the first members of each chosen leaf and keep the best, each leaf with its share.
+
+    Args:
+        pointer, chosen_pointer, facet_of, leaf_of, weight, voter_pointer, voters: as :func:`choose` gives them.
+        queries: (T, F, d) float32 embeddings of the triggers.
+        skip_pointer, skip: ordinals that no answer may hold, the triggers among them.
+        born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
+        start, length, ordered, pool_ordinal, pool_heat, bits, place: of the pool.
+        leaf, created_at, last_at, epochs, decayed: (items, ...); ``window`` of the last two counts.
+        k, limit: results of a request, members scored in a leaf.
+        landmark: of the window that counts.
+        exact: take engagements from ``epochs`` and ``decayed``; else from ``pool_heat``, which is the same number where
+            the window is the pool's and nobody engaged after ``now_ms``.
+        generation: a number below 2**31 that ``table`` does not hold; one more is used for each request.
+        who, at_of, scores: room for all members scored in a request.
+        table: (a power of two, at least twice that; 4) uint32: generation, ordinal, score as bits, slot.
+        keys, rest: room for 2 * k + 64 keys each.
+        bloom: BLOOM / 64 uint64.
+        out_count, out_scored: (Q,) results and members scored; out_ordinal, out_score, out_slot: (Q, most results).
+    """
+    facets = place.shape[1]
+    score_bits = scores.view(np.uint32)
+    factor = np.float32(2.0 ** min(max(landmark - now_ms / half_life_ms, -1_000.0), 100.0))
+    for request in range(pointer.shape[0] - 1):
+        generation += 1
+        first = pointer[request]
+        slots = chosen_pointer[request + 1] - chosen_pointer[request]
+        ends = np.zeros(slots + 1, np.int64)
+        limits = np.zeros(slots, np.uint64)
+        total_weight = 0.0
+        for at in range(chosen_pointer[request], chosen_pointer[request + 1]):
+            total_weight += weight[at]
+        bloom[:] = 0
+        skips = skip[skip_pointer[request] : skip_pointer[request + 1]]
+        skipped = np.empty(skips.shape[0], np.int64)
+        found = 0  # distinct results within the quotas: keys[:found]
+        room = keys.shape[0]
+        listed = np.empty(1024, np.int64)
+        for slot in range(slots):
+            at = chosen_pointer[request] + slot
+            facet = facet_of[at]
+            row = leaf_of[at] * facets + facet
+            skip_count = 0
+            for ordinal in skips:
+                if ordinal >= 0 and leaf[ordinal, facet] == leaf_of[at] and place[ordinal, facet] < length[row]:
+                    if pool_ordinal[start[row] + place[ordinal, facet]] == ordinal:
+                        skipped[skip_count] = place[ordinal, facet]
+                        skip_count += 1
+            skipped[:skip_count].sort()
+            base = ends[slot]
+            count = _scan(
+                start,
+                length,
+                ordered,
+                pool_ordinal,
+                bits,
+                created_at,
+                row,
+                limit,
+                skipped,
+                skip_count,
+                born_after[request],
+                queries,
+                facet,
+                first,
+                voters[voter_pointer[at] : voter_pointer[at + 1]],
+                who,
+                at_of,
+                scores,
+                base,
+            )
+            ends[slot + 1] = base + count
+            for i in range(base, base + count):
+                scores[i] *= similarity_weight
+            if engagement_weight and exact:
+                for i in range(base, base + count):
+                    ordinal = who[i]
+                    heat = np.float32(
+                        min(
+                            math.ldexp(decayed[ordinal, window], np.int64(epochs[ordinal, window]) * 256 - landmark),
+                            3.4028234e38,
+                        )
+                    )
+                    when = max(now_ms, np.float64(last_at[ordinal]))
+                    share = np.float32(2.0 ** min(max(landmark - when / half_life_ms, -1_000.0), 100.0))
+                    scores[i] += np.float32(engagement_weight) * _log1p(heat * share)
+            elif engagement_weight:
+                for i in range(base, base + count):
+                    heat = pool_heat[at_of[i]]
+                    if heat > 0:
+                        scores[i] += np.float32(engagement_weight) * _log1p(heat * factor)
+            if freshness_weight:
+                for i in range(base, base + count):
+                    age = max(0.0, now_ms - created_at[who[i]])
+                    scores[i] += np.float32(freshness_weight * 2.0 ** (-age / freshness_half_life_ms))
+            # the leaf's share
+            quota = max(1, np.int64(np.rint(k * weight[at] / max(total_weight, 1e-12))))
+            have, least = 0, np.float32(-np.inf)
+            size = min(room, 2 * quota + 64)
+            if count > quota:
+                for i in range(base, base + count):
+                    if scores[i] >= least:
+                        rest[have] = _key(score_bits[i], who[i])
+                        have += 1
+                        if have == size:
+                            _greatest(rest, have, quota)
+                            have = quota
+                            limits[slot] = rest[quota - 1]
+                            least = _float(rest[quota - 1])
+                _greatest(rest, have, quota)
+                limits[slot] = rest[quota - 1]
+                have = quota
+            else:
+                for i in range(base, base + count):
+                    rest[have] = _key(score_bits[i], who[i])
+                    have += 1
+            for i in range(have):
+                ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
+                to = _find(table, generation, ordinal)
+                value = _score_bits(rest[i])
+                if table[to, 0] != generation:
+                    table[to, 0], table[to, 1], table[to, 2], table[to, 3] = generation, ordinal, value, slot
+                    if found == listed.shape[0]:
+                        grown = np.empty(2 * found, np.int64)
+                        grown[:found] = listed
+                        listed = grown
+                    listed[found] = to
+                    found += 1
+                    bloom[(ordinal % BLOOM) >> 6] |= np.uint64(1) << np.uint64(ordinal & 63)
+                elif _key(value, 0) > _key(table[to, 2], 0):
+                    table[to, 2], table[to, 3] = value, slot
+        # Results within quotas; too many where small leaves had at least one each.
+        n = 0
+        chosen = listed[:found]
+        if found > k:
+            many = np.empty(found, np.uint64)
+            for i in range(found):
+                many[i] = _key(table[listed[i], 2], table[listed[i], 1])
+            _greatest(many, found, k)
+            for i in range(found):
+                if _key(table[listed[i], 2], table[listed[i], 1]) >= many[k - 1]:
+                    chosen[n] = listed[i]
+                    n += 1
+                else:
+                    table[listed[i], 3] = np.uint32(0xFFFFFFFF)
+        else:
+            n = found
+        # The best of the rest, and results that score better where they are not within a quota.
+        need = k - n
+        have, least = 0, np.float32(-np.inf)
+        size = min(room, 2 * need + 64)
+        for slot in range(slots):
+            for i in range(ends[slot], ends[slot + 1]):
+                ordinal = np.int64(who[i])
+                known = (bloom[(ordinal % BLOOM) >> 6] >> np.uint64(ordinal & 63)) & np.uint64(1)
+                if not known and (need == 0 or scores[i] < least):
+                    continue
+                to = _find(table, generation, ordinal)
+                if table[to, 0] != generation:
+                    if need == 0 or scores[i] < least:
+                        continue
+                    table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, score_bits[i]
+                    table[to, 3] = slot | np.uint32(0x80000000)
+                elif _key(score_bits[i], 0) <= _key(table[to, 2], 0) or table[to, 3] == np.uint32(0xFFFFFFFF):
+                    continue
+                else:
+                    table[to, 2] = score_bits[i]
+                    table[to, 3] = slot | (table[to, 3] & np.uint32(0x80000000))
+                if table[to, 3] & np.uint32(0x80000000):
+                    rest[have] = _key(score_bits[i], ordinal)
+                    have += 1
+                    if have == size:
+                        have = _squeeze(table, generation, rest, have, need)
+                        if have == need:
+                            least = _float(rest[need - 1])
+        have = _squeeze(table, generation, rest, have, need)
+        for i in range(n):
+            keys[i] = _key(table[chosen[i], 2], table[chosen[i], 1])
+        for i in range(have):
+            keys[n + i] = rest[i]
+        n += have
+        results = np.sort(keys[:n])
+        for i in range(n):
+            key = results[n - 1 - i]
+            ordinal = np.int64(_ORDINAL - (key & _ORDINAL))
+            out_ordinal[request, i] = ordinal
+            out_score[request, i] = _float(key)
+            out_slot[request, i] = table[_find(table, generation, ordinal), 3] & np.uint32(0x7FFFFFFF)
+        out_count[request] = n
+        out_scored[request] = ends[slots]
