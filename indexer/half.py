@@ -1,4 +1,4 @@
-"""Half precision in compiled code: numba has no float16, so it is carried as uint16 and widened bit for bit."""
+"""Bits as floats in compiled code: numba has no float16, so it is carried as uint16 and widened bit for bit."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def widen(_context: Any, _bits: Any) -> Any:
         return builder.fpext(half, ir.FloatType())
 
     return types.float32(types.uint16), generate
+
+
+@intrinsic
+def as_float(_context: Any, _bits: Any) -> Any:
+    """The float32 whose bits a uint32 holds."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate

@@ -244,6 +244,12 @@ class RetrievalConfig(_Section):
         description="share of a leaf that may come (read first) or be engaged before it is sorted again; 0: at once",
     )
     probes: int = Field(default=2, ge=0, description="neighbour leaves of each trigger that vote with half a vote")
+    vote_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the results given to the chosen leaves by their votes; the rest go to the best of all",
+    )
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
     )

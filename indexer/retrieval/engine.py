@@ -162,7 +162,7 @@ def score(
         triggers.vectors, triggers.skip_pointer, triggers.skip, born_after,
         served.start, served.length, served.ordered, served.ordinal, served.heat, served.bits, served.place,
         served.leaf, served.created_at, served.last_at, served.epochs, served.decayed, window,
-        config.k, config.scan, config.similarity_weight, config.engagement_weight, config.freshness_weight,
+        config.k, config.scan, config.vote_share, config.similarity_weight, config.engagement_weight, config.freshness_weight,
         float(now_ms), half_lives_s[window] * 1_000.0, config.freshness_half_life_s * 1_000.0, landmark,
         not same or now_ms < served.latest_engagement,
         scratch.generation, scratch.who, scratch.at, scratch.scores, scratch.table, scratch.keys, scratch.rest,

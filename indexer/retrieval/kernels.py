@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from indexer.half import widen
+from indexer.half import as_float, widen
 
 A = Any
 BLOOM = 1 << 15
 """Bits of the filter that tells most members which are not results yet from those that are."""
 _ORDINAL = np.uint64(0xFFFFFFFF)
+_REST = 0x80000000
+"""Marks the slot of a result that is not within a quota."""
+_DROPPED = 0xFFFFFFFF
+_SAMPLE = 1024
 
 
 @njit(cache=True, nogil=True)
@@ -111,6 +115,27 @@ def choose(
         out_pointer[request + 1] = chosen_so_far
 
 
+@njit(cache=True, nogil=True)
+def locate(ordinals: A, live: int, state: A, leaf: A, start: A, place: A, bits: A, leaves: A, vectors: A) -> int:
+    """Leaves (n, F) and float32 embeddings (n, F, d) of those of n ordinals that are live; returns how many.
+
+    ``ordinals`` holds -1 for what was never seen, and afterwards the live ones first, in their order.
+    """
+    facets, found = place.shape[1], 0
+    for at in range(ordinals.shape[0]):
+        ordinal = ordinals[at]
+        if ordinal < 0 or state[ordinal] != live:
+            continue
+        for facet in range(facets):
+            leaves[found, facet] = leaf[ordinal, facet]
+            member = start[np.int64(leaf[ordinal, facet]) * facets + facet] + place[ordinal, facet]
+            for j in range(bits.shape[1]):
+                vectors[found, facet, j] = widen(bits[member, j])
+        ordinals[found] = ordinal
+        found += 1
+    return found
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, inline="never")
 def _dots(bits: A, begin: int, count: int, query: A, out: A, base: int, first: bool) -> None:  # noqa: FBT001
     """Dot products of ``count`` members with a query; the greater of these and what is there, unless first."""
@@ -160,9 +185,8 @@ def _greatest(keys: A, n: int, k: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _find(table: A, generation: int, ordinal: int) -> int:
-    """Slot of the table that holds the ordinal, or where it would go."""
-    mask = table.shape[0] - 1
+def _find(table: A, mask: int, generation: int, ordinal: int) -> int:
+    """Slot of the table, of which the first ``mask + 1`` are used, that holds the ordinal, or where it would go."""
     at = (ordinal * 0x9E3779B1 >> 7) & mask
     while table[at, 0] == generation and table[at, 1] != ordinal:
         at = (at + 1) & mask
@@ -233,18 +257,16 @@ def _scan(
 @njit(cache=True, nogil=True)
 def _float(key: A) -> A:
     """Score of a key."""
-    bits = np.empty(1, np.uint32)
-    bits[0] = _score_bits(key)
-    return bits.view(np.float32)[0]
+    return as_float(_score_bits(key))
 
 
 @njit(cache=True, nogil=True)
-def _squeeze(table: A, generation: int, rest: A, have: int, need: int) -> int:
+def _squeeze(table: A, mask: int, generation: int, rest: A, have: int, need: int) -> int:
     """Drop keys whose item scored better since, keep the greatest ``need``; returns how many are left."""
     kept = 0
     for i in range(have):
         ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
-        if table[_find(table, generation, ordinal), 2] == _score_bits(rest[i]):
+        if table[_find(table, mask, generation, ordinal), 2] == _score_bits(rest[i]):
             rest[kept] = rest[i]
             kept += 1
     if kept > need:
@@ -254,6 +276,23 @@ def _squeeze(table: A, generation: int, rest: A, have: int, need: int) -> int:
     elif kept and kept == need:
         _greatest(rest, kept, need)
     return kept
+
+
+@njit(cache=True, nogil=True)
+def _guess(score_bits: A, total: int, need: int, keys: A) -> A:
+    """A score that somewhat more than ``need`` of the first ``total`` probably reach, from a sample."""
+    if need == 0:
+        return np.float32(np.inf)
+    n = min(total, _SAMPLE, keys.shape[0])
+    expected = n * need / max(1, total)
+    rank = np.int64(1.25 * expected + 3 * math.sqrt(expected)) + 2
+    if rank >= n:
+        return np.float32(-np.inf)
+    stride = total // n
+    for at in range(n):
+        keys[at] = _key(score_bits[at * stride], 0)
+    _greatest(keys, n, rank)
+    return _float(keys[rank - 1])
 
 
 @njit(cache=True, nogil=True)
@@ -288,6 +327,7 @@ def score(
     # the weights
     k: int,
     limit: int,
+    share: float,
     similarity_weight: float,
     engagement_weight: float,
     freshness_weight: float,
@@ -321,7 +361,7 @@ def score(
         born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
         start, length, ordered, pool_ordinal, pool_heat, bits, place: of the pool.
         leaf, created_at, last_at, epochs, decayed: (items, ...); ``window`` of the last two counts.
-        k, limit: results of a request, members scored in a leaf.
+        k, limit, share: results of a request, members scored in a leaf, share of the results given out by votes.
         landmark: of the window that counts.
         exact: take engagements from ``epochs`` and ``decayed``; else from ``pool_heat``, which is the same number where
             the window is the pool's and nobody engaged after ``now_ms``.
@@ -344,6 +384,12 @@ def score(
         total_weight = 0.0
         for at in range(chosen_pointer[request], chosen_pointer[request + 1]):
             total_weight += weight[at]
+        most = 0
+        for at in range(chosen_pointer[request], chosen_pointer[request + 1]):
+            most += min(limit, length[leaf_of[at] * facets + facet_of[at]])
+        mask = 63
+        while mask < 2 * most:
+            mask = 2 * mask + 1
         bloom[:] = 0
         skips = skip[skip_pointer[request] : skip_pointer[request + 1]]
         skipped = np.empty(skips.shape[0], np.int64)
@@ -356,10 +402,11 @@ def score(
             row = leaf_of[at] * facets + facet
             skip_count = 0
             for ordinal in skips:
-                if ordinal >= 0 and leaf[ordinal, facet] == leaf_of[at] and place[ordinal, facet] < length[row]:
-                    if pool_ordinal[start[row] + place[ordinal, facet]] == ordinal:
-                        skipped[skip_count] = place[ordinal, facet]
-                        skip_count += 1
+                if ordinal < 0 or leaf[ordinal, facet] != leaf_of[at] or place[ordinal, facet] >= length[row]:
+                    continue
+                if pool_ordinal[start[row] + place[ordinal, facet]] == ordinal:
+                    skipped[skip_count] = place[ordinal, facet]
+                    skip_count += 1
             skipped[:skip_count].sort()
             base = ends[slot]
             count = _scan(
@@ -384,8 +431,9 @@ def score(
                 base,
             )
             ends[slot + 1] = base + count
-            for i in range(base, base + count):
-                scores[i] *= similarity_weight
+            if similarity_weight != 1:
+                for i in range(base, base + count):
+                    scores[i] *= np.float32(similarity_weight)
             if engagement_weight and exact:
                 for i in range(base, base + count):
                     ordinal = who[i]
@@ -396,8 +444,8 @@ def score(
                         )
                     )
                     when = max(now_ms, np.float64(last_at[ordinal]))
-                    share = np.float32(2.0 ** min(max(landmark - when / half_life_ms, -1_000.0), 100.0))
-                    scores[i] += np.float32(engagement_weight) * _log1p(heat * share)
+                    kept = np.float32(2.0 ** min(max(landmark - when / half_life_ms, -1_000.0), 100.0))
+                    scores[i] += np.float32(engagement_weight) * _log1p(heat * kept)
             elif engagement_weight:
                 for i in range(base, base + count):
                     heat = pool_heat[at_of[i]]
@@ -408,10 +456,12 @@ def score(
                     age = max(0.0, now_ms - created_at[who[i]])
                     scores[i] += np.float32(freshness_weight * 2.0 ** (-age / freshness_half_life_ms))
             # the leaf's share
-            quota = max(1, np.int64(np.rint(k * weight[at] / max(total_weight, 1e-12))))
+            quota = 0
+            if share > 0:
+                quota = max(1, np.int64(np.rint(share * k * weight[at] / max(total_weight, 1e-12))))
             have, least = 0, np.float32(-np.inf)
             size = min(room, 2 * quota + 64)
-            if count > quota:
+            if quota and count > quota:
                 for i in range(base, base + count):
                     if scores[i] >= least:
                         rest[have] = _key(score_bits[i], who[i])
@@ -424,13 +474,13 @@ def score(
                 _greatest(rest, have, quota)
                 limits[slot] = rest[quota - 1]
                 have = quota
-            else:
+            elif quota:
                 for i in range(base, base + count):
                     rest[have] = _key(score_bits[i], who[i])
                     have += 1
             for i in range(have):
                 ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
-                to = _find(table, generation, ordinal)
+                to = _find(table, mask, generation, ordinal)
                 value = _score_bits(rest[i])
                 if table[to, 0] != generation:
                     table[to, 0], table[to, 1], table[to, 2], table[to, 3] = generation, ordinal, value, slot
@@ -456,38 +506,47 @@ def score(
                     chosen[n] = listed[i]
                     n += 1
                 else:
-                    table[listed[i], 3] = np.uint32(0xFFFFFFFF)
+                    table[listed[i], 3] = _DROPPED
         else:
             n = found
         # The best of the rest, and results that score better where they are not within a quota.
         need = k - n
-        have, least = 0, np.float32(-np.inf)
+        have, most_score = 0, np.float32(np.inf)
+        least = _guess(score_bits, ends[slots], need, keys)
         size = min(room, 2 * need + 64)
-        for slot in range(slots):
-            for i in range(ends[slot], ends[slot + 1]):
-                ordinal = np.int64(who[i])
-                known = (bloom[(ordinal % BLOOM) >> 6] >> np.uint64(ordinal & 63)) & np.uint64(1)
-                if not known and (need == 0 or scores[i] < least):
-                    continue
-                to = _find(table, generation, ordinal)
-                if table[to, 0] != generation:
-                    if need == 0 or scores[i] < least:
+        while True:
+            guessed = least
+            for slot in range(slots):
+                for i in range(ends[slot], ends[slot + 1]):
+                    if scores[i] >= most_score or (n == 0 and scores[i] < least):
                         continue
-                    table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, score_bits[i]
-                    table[to, 3] = slot | np.uint32(0x80000000)
-                elif _key(score_bits[i], 0) <= _key(table[to, 2], 0) or table[to, 3] == np.uint32(0xFFFFFFFF):
-                    continue
-                else:
-                    table[to, 2] = score_bits[i]
-                    table[to, 3] = slot | (table[to, 3] & np.uint32(0x80000000))
-                if table[to, 3] & np.uint32(0x80000000):
-                    rest[have] = _key(score_bits[i], ordinal)
-                    have += 1
-                    if have == size:
-                        have = _squeeze(table, generation, rest, have, need)
-                        if have == need:
-                            least = _float(rest[need - 1])
-        have = _squeeze(table, generation, rest, have, need)
+                    ordinal = np.int64(who[i])
+                    if scores[i] < least and not (
+                        bloom[(ordinal % BLOOM) >> 6] >> np.uint64(ordinal & 63) & np.uint64(1)
+                    ):
+                        continue
+                    to = _find(table, mask, generation, ordinal)
+                    if table[to, 0] != generation:
+                        if scores[i] < least:
+                            continue
+                        table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, score_bits[i]
+                        table[to, 3] = slot | _REST
+                    elif table[to, 3] == _DROPPED or _key(score_bits[i], 0) <= _key(table[to, 2], 0):
+                        continue
+                    else:
+                        table[to, 2] = score_bits[i]
+                        table[to, 3] = slot | (table[to, 3] & _REST)
+                    if table[to, 3] & _REST:
+                        rest[have] = _key(score_bits[i], ordinal)
+                        have += 1
+                        if have == size:
+                            have = _squeeze(table, mask, generation, rest, have, need)
+                            if have == need:
+                                least = _float(rest[need - 1])
+            have = _squeeze(table, mask, generation, rest, have, need)
+            if have == need or guessed == -np.inf:
+                break
+            most_score, least = guessed, np.float32(-np.inf)  # the guess was too high: the others as well
         for i in range(n):
             keys[i] = _key(table[chosen[i], 2], table[chosen[i], 1])
         for i in range(have):
@@ -499,6 +558,6 @@ def score(
             ordinal = np.int64(_ORDINAL - (key & _ORDINAL))
             out_ordinal[request, i] = ordinal
             out_score[request, i] = _float(key)
-            out_slot[request, i] = table[_find(table, generation, ordinal), 3] & np.uint32(0x7FFFFFFF)
+            out_slot[request, i] = table[_find(table, mask, generation, ordinal), 3] & ~_REST
         out_count[request] = n
         out_scored[request] = ends[slots]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState
+from indexer.retrieval import kernels
 from indexer.retrieval.request import Centroids, Served
 from indexer.routing import nearest_of
 from indexer.view import LiveView
@@ -19,6 +20,8 @@ from schemas.store import StoreMeta
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+LIVE = int(ItemState.LIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +107,18 @@ class ViewReader:
     def locate(self, item_ids: Sequence[str]) -> Located:
         """See :class:`IndexReader`."""
         view = self._view
+        items, pool = view.items, view.members
         ordinals = view.ordinals_of(item_ids)
-        items = view.items
-        known = ordinals >= 0
-        live = known.copy()
-        live[known] = items["state"][ordinals[known]] == ItemState.LIVE
-        found = ordinals[live]
-        missing = [item_id for item_id, there in zip(item_ids, live.tolist(), strict=True) if not there]
-        leaves = items["leaf"][found].astype(np.int64)
-        vectors = np.empty((len(found), self.meta.facets, self.meta.dim), np.float32)
-        for facet in range(self.meta.facets):
-            vectors[:, facet] = view.vectors(found, facet)
-        return Located(found, leaves, vectors, missing)
+        leaves = np.empty((len(ordinals), self.meta.facets), np.int64)
+        vectors = np.empty((*leaves.shape, self.meta.dim), np.float32)
+        count = kernels.locate(
+            ordinals, LIVE, items["state"], items["leaf"], pool.start, pool.place, pool.bits, leaves, vectors
+        )
+        missing: list[str] = []
+        if count < len(item_ids):
+            found = set(ordinals[:count].tolist())
+            missing = [item_id for item_id in item_ids if view.by_id.get(item_id, -1) not in found]
+        return Located(ordinals[:count], leaves[:count], vectors[:count], missing)
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """See :class:`IndexReader`."""

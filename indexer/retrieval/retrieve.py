@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -85,9 +86,7 @@ def retrieve(
     return retrieve_many(reader, [Request(item_ids, seed=seed)], config, now_ms)[0]
 
 
-def retrieve_many(
-    reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int
-) -> list[Candidates]:
+def retrieve_many(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> Answers:
     """Candidates for many requests.
 
     Each chosen leaf gives results in proportion to its votes, at least one, so that minor interests survive; places
@@ -108,10 +107,9 @@ def retrieve_many(
             f"retrieval.decay is {config.decay}, but this index counts {len(reader.meta.half_lives_s)} half-lives, "
             "numbered from 0"
         )
-    out: list[Candidates] = []
-    for start in range(0, len(requests), _AT_ONCE):
-        out += _answer(reader, requests[start : start + _AT_ONCE], config, now_ms)
-    return out
+    starts = range(0, len(requests), _AT_ONCE)
+    parts = [_answer(reader, requests[start : start + _AT_ONCE], config, now_ms) for start in starts]
+    return Answers(parts, len(requests))
 
 
 def fan_out(
@@ -158,7 +156,7 @@ def fan_out_request(
     return _merge(readers, found, request.item_ids, config.k, began)
 
 
-def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> list[Candidates]:
+def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
     born_after = np.array(
         [
@@ -175,59 +173,89 @@ def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalC
         served, skip = reader.serve(chosen.facet, chosen.leaf, triggers.skip)
         triggers = replace(triggers, skip=skip)
         found = engine.score(triggers, chosen, served, born_after, config, now_ms, reader.meta.half_lives_s)
-    out = []
     elapsed_ms = (time.perf_counter() - began) * 1_000
-    for at in range(len(requests)):
-        mine = slice(chosen.pointer[at], chosen.pointer[at + 1])
-        facets, leaves, count = chosen.facet[mine], chosen.leaf[mine], int(found.count[at])
-        slots = found.slot[at, :count]
-        ends = chosen.voter_pointer[chosen.pointer[at] : chosen.pointer[at + 1] + 1].tolist()
-        voters = [chosen.voters[begin:end] for begin, end in pairwise(ends)]
-        out.append(
-            Candidates(
-                found.ordinal[at, :count],
-                found.score[at, :count].astype(np.float64),
-                facets[slots],
-                leaves[slots],
-                Selected(facets, leaves, chosen.weight[mine], voters),
-                int(found.scored[at]),
-                triggers.missing[at],
-                elapsed_ms / len(requests),
-            )
+    return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """Answers as arrays of all requests; :meth:`one` cuts one out."""
+
+    chosen: engine.Chosen
+    found: engine.Found
+    missing: list[list[str]]
+    elapsed_ms: float
+
+    def one(self, at: int) -> Candidates:
+        chosen, found = self.chosen, self.found
+        begin, end, count = int(chosen.pointer[at]), int(chosen.pointer[at + 1]), int(found.count[at])
+        facets, leaves, slots = chosen.facet[begin:end], chosen.leaf[begin:end], found.slot[at, :count]
+        ends = chosen.voter_pointer[begin : end + 1].tolist()
+        return Candidates(
+            found.ordinal[at, :count],
+            found.score[at, :count].astype(np.float64),
+            facets[slots],
+            leaves[slots],
+            Selected(facets, leaves, chosen.weight[begin:end], [chosen.voters[a:b] for a, b in pairwise(ends)]),
+            int(found.scored[at]),
+            self.missing[at],
+            self.elapsed_ms,
         )
-    return out
+
+
+class Answers(Sequence[Candidates]):
+    """Candidates of many requests, cut out of the arrays they were computed in when asked for."""
+
+    def __init__(self, parts: Sequence[_Answered], count: int) -> None:
+        self._parts = parts
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Candidates: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Candidates]: ...
+    def __getitem__(self, at: int | slice) -> Candidates | list[Candidates]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(self._count)[at]]
+        number = range(self._count)[at]
+        return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
 
 
 def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
     """Triggers of all requests: the indexed ones first, then those given as vectors."""
-    facets = reader.meta.facets
-    leaves: list[I64] = []
-    vectors: list[F32] = []
-    skips: list[I64] = []
-    missing: list[list[str]] = []
-    for request in requests:
-        located = reader.locate(request.item_ids)
-        missing.append(located.missing)
-        own, embedded, skip = located.leaves, located.vectors, located.ordinals
-        if request.exclude:
-            skip = np.unique(np.concatenate([skip, reader.ordinals(request.exclude)]))
-        if request.vectors is not None and len(request.vectors):
-            given = np.ascontiguousarray(request.vectors, np.float32)
-            cold = np.full((len(given), facets), -1, np.int64)
-            if request.raws is not None:
-                known = len(request.raws)
-                cold[:known] = reader.enter(given[:known], request.raws)
-            own, embedded = np.concatenate([own, cold]), np.concatenate([embedded, given])
-        leaves.append(own)
-        vectors.append(embedded)
-        skips.append(skip)
+    ends = _pointers([request.item_ids for request in requests])
+    located = reader.locate([item_id for request in requests for item_id in request.item_ids])
+    if not located.missing and not any(request.exclude or request.vectors is not None for request in requests):
+        nothing: list[list[str]] = [[] for _ in requests]
+        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals, nothing)
+    each = [_traced(reader, request) for request in requests]
+    leaves, vectors, skips, missing = ([row[column] for row in each] for column in range(4))
     return Triggers(
         _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
         missing,
     )  # fmt: skip
 
 
-def _pointers(lists: Sequence[npt.NDArray[np.generic]]) -> I64:
+def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:
+    """Leaves and embeddings of one request's triggers, ordinals to skip, ids that are missing."""
+    located = reader.locate(request.item_ids)
+    own, embedded, skip = located.leaves, located.vectors, located.ordinals
+    if request.exclude:
+        skip = np.unique(np.concatenate([skip, reader.ordinals(request.exclude)]))
+    if request.vectors is not None and len(request.vectors):
+        given = np.ascontiguousarray(request.vectors, np.float32)
+        cold = np.full(given.shape[:2], -1, np.int64)
+        if request.raws is not None:
+            known = len(request.raws)
+            cold[:known] = reader.enter(given[:known], request.raws)
+        own, embedded = np.concatenate([own, cold]), np.concatenate([embedded, given])
+    return own, embedded, skip, located.missing
+
+
+def _pointers(lists: Sequence[Sized]) -> I64:
     out = np.zeros(len(lists) + 1, np.int64)
     np.cumsum([len(each) for each in lists], out=out[1:])
     return out
