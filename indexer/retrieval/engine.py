@@ -110,21 +110,21 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.generation = 0
-        self._members = self._results = -1
+        self._members = self._keys = -1
         self.bloom = np.zeros(kernels.BLOOM // 64, np.uint64)
 
     def make_room(self, members: int, results: int, requests: int) -> None:
-        if members > self._members or self.generation + requests >= 1 << 31:
+        if members > self._members or self.generation + 2 * requests >= 1 << 31:
             self._members = max(members, self._members, 4_096)
             self.who = np.empty(self._members, np.uint32)
             self.at = np.empty(self._members, np.int64)
             self.scores = np.empty(self._members, np.float32)
-            self.table = np.zeros((1 << (2 * self._members - 1).bit_length(), 4), np.uint32)
+            self.table = np.zeros((1 << (2 * self._members - 1).bit_length(), 3), np.uint32)
             self.generation = 0
-        if results > self._results:
-            self._results = max(results, 512)
-            self.keys = np.empty(2 * self._results + 64, np.uint64)
-            self.rest = np.empty(2 * self._results + 64, np.uint64)
+        if max(members, 2 * results + 64) > self._keys:
+            self._keys = max(members, 2 * results + 64)
+            self.keys = np.empty(self._keys, np.uint64)
+            self.rest = np.empty(self._keys, np.uint64)
 
 
 _SCRATCH = _Scratch()
@@ -169,7 +169,7 @@ def score(
         scratch.bloom,
         found.count, found.scored, found.ordinal, found.score, found.slot,
     )  # fmt: skip
-    scratch.generation += requests
+    scratch.generation += 2 * requests
     if served.names is not None:
         for request, count in enumerate(found.count.tolist()):
             found.ordinal[request, :count] = served.names[found.ordinal[request, :count]]

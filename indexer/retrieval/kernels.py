@@ -18,9 +18,8 @@ A = Any
 BLOOM = 1 << 15
 """Bits of the filter that tells most members which are not results yet from those that are."""
 _ORDINAL = np.uint64(0xFFFFFFFF)
-_REST = 0x80000000
-"""Marks the slot of a result that is not within a quota."""
-_DROPPED = 0xFFFFFFFF
+_WANTED, _GIVEN = 1, 2
+"""States of a result in the table."""
 _SAMPLE = 1024
 
 
@@ -261,29 +260,36 @@ def _float(key: A) -> A:
 
 
 @njit(cache=True, nogil=True)
-def _squeeze(table: A, mask: int, generation: int, rest: A, have: int, need: int) -> int:
-    """Drop keys whose item scored better since, keep the greatest ``need``; returns how many are left."""
-    kept = 0
-    for i in range(have):
-        ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
-        if table[_find(table, mask, generation, ordinal), 2] == _score_bits(rest[i]):
-            rest[kept] = rest[i]
-            kept += 1
-    if kept > need:
-        if need:
-            _greatest(rest, kept, need)
-        kept = need
-    elif kept and kept == need:
-        _greatest(rest, kept, need)
-    return kept
+def _sort(keys: A, spare: A, n: int) -> None:
+    """Sort the first n keys, the greatest score first, of equals in the order they are in; ``spare`` is as large."""
+    counts = np.zeros((4, 256), np.int64)
+    for at in range(n):
+        key = ~keys[at]
+        for digit in range(4):
+            counts[digit, (key >> np.uint64(32 + 8 * digit)) & np.uint64(255)] += 1
+    for digit in range(4):
+        shift, begin = np.uint64(32 + 8 * digit), 0
+        if n and counts[digit, (~keys[0] >> shift) & np.uint64(255)] == n:
+            continue
+        for value in range(256):
+            begin, counts[digit, value] = begin + counts[digit, value], begin
+        for at in range(n):
+            value = (~keys[at] >> shift) & np.uint64(255)
+            spare[counts[digit, value]] = keys[at]
+            counts[digit, value] += 1
+        keys[:n] = spare[:n]
+
+
+@njit(cache=True, nogil=True)
+def _index(key: A) -> int:
+    """Which of the members scored a key is of."""
+    return np.int64((key & _ORDINAL) >> np.uint64(1))
 
 
 @njit(cache=True, nogil=True)
 def _guess(score_bits: A, total: int, need: int, keys: A) -> A:
     """A score that somewhat more than ``need`` of the first ``total`` probably reach, from a sample."""
-    if need == 0:
-        return np.float32(np.inf)
-    n = min(total, _SAMPLE, keys.shape[0])
+    n = min(total, _SAMPLE)
     expected = n * need / max(1, total)
     rank = np.int64(1.25 * expected + 3 * math.sqrt(expected)) + 2
     if rank >= n:
@@ -365,10 +371,10 @@ def score(
         landmark: of the window that counts.
         exact: take engagements from ``epochs`` and ``decayed``; else from ``pool_heat``, which is the same number where
             the window is the pool's and nobody engaged after ``now_ms``.
-        generation: a number below 2**31 that ``table`` does not hold; one more is used for each request.
+        generation: that of the last request; each uses up to two, below 2**32.
         who, at_of, scores: room for all members scored in a request.
-        table: (a power of two, at least twice that; 4) uint32: generation, ordinal, score as bits, slot.
-        keys, rest: room for 2 * k + 64 keys each.
+        table: (a power of two, at least twice that; 3) uint32: generation, ordinal, state.
+        keys, rest: room for as many keys, and for 2 * k + 64.
         bloom: BLOOM / 64 uint64.
         out_count, out_scored: (Q,) results and members scored; out_ordinal, out_score, out_slot: (Q, most results).
     """
@@ -376,7 +382,6 @@ def score(
     score_bits = scores.view(np.uint32)
     factor = np.float32(2.0 ** min(max(landmark - now_ms / half_life_ms, -1_000.0), 100.0))
     for request in range(pointer.shape[0] - 1):
-        generation += 1
         first = pointer[request]
         slots = chosen_pointer[request + 1] - chosen_pointer[request]
         ends = np.zeros(slots + 1, np.int64)
@@ -393,9 +398,7 @@ def score(
         bloom[:] = 0
         skips = skip[skip_pointer[request] : skip_pointer[request + 1]]
         skipped = np.empty(skips.shape[0], np.int64)
-        found = 0  # distinct results within the quotas: keys[:found]
-        room = keys.shape[0]
-        listed = np.empty(1024, np.int64)
+        quotas = 0
         for slot in range(slots):
             at = chosen_pointer[request] + slot
             facet = facet_of[at]
@@ -460,7 +463,7 @@ def score(
             if share > 0:
                 quota = max(1, np.int64(np.rint(share * k * weight[at] / max(total_weight, 1e-12))))
             have, least = 0, np.float32(-np.inf)
-            size = min(room, 2 * quota + 64)
+            size = 2 * quota + 64
             if quota and count > quota:
                 for i in range(base, base + count):
                     if scores[i] >= least:
@@ -480,84 +483,61 @@ def score(
                     have += 1
             for i in range(have):
                 ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
-                to = _find(table, mask, generation, ordinal)
-                value = _score_bits(rest[i])
-                if table[to, 0] != generation:
-                    table[to, 0], table[to, 1], table[to, 2], table[to, 3] = generation, ordinal, value, slot
-                    if found == listed.shape[0]:
-                        grown = np.empty(2 * found, np.int64)
-                        grown[:found] = listed
-                        listed = grown
-                    listed[found] = to
-                    found += 1
-                    bloom[(ordinal % BLOOM) >> 6] |= np.uint64(1) << np.uint64(ordinal & 63)
-                elif _key(value, 0) > _key(table[to, 2], 0):
-                    table[to, 2], table[to, 3] = value, slot
-        # Results within quotas; too many where small leaves had at least one each.
-        n = 0
-        chosen = listed[:found]
-        if found > k:
-            many = np.empty(found, np.uint64)
-            for i in range(found):
-                many[i] = _key(table[listed[i], 2], table[listed[i], 1])
-            _greatest(many, found, k)
-            for i in range(found):
-                if _key(table[listed[i], 2], table[listed[i], 1]) >= many[k - 1]:
-                    chosen[n] = listed[i]
-                    n += 1
-                else:
-                    table[listed[i], 3] = _DROPPED
-        else:
-            n = found
-        # The best of the rest, and results that score better where they are not within a quota.
-        need = k - n
-        have, most_score = 0, np.float32(np.inf)
-        least = _guess(score_bits, ends[slots], need, keys)
-        size = min(room, 2 * need + 64)
+                bloom[(ordinal % BLOOM) >> 6] |= np.uint64(1) << np.uint64(ordinal & 63)
+            quotas += have
+        # What may be a result: all within quotas, wherever else they are, and somewhat more than are wanted besides.
+        least = _guess(score_bits, ends[slots], k, keys)
         while True:
-            guessed = least
+            n = 0
             for slot in range(slots):
                 for i in range(ends[slot], ends[slot + 1]):
-                    if scores[i] >= most_score or (n == 0 and scores[i] < least):
-                        continue
-                    ordinal = np.int64(who[i])
                     if scores[i] < least and not (
-                        bloom[(ordinal % BLOOM) >> 6] >> np.uint64(ordinal & 63) & np.uint64(1)
+                        quotas and bloom[(who[i] % BLOOM) >> 6] >> np.uint64(who[i] & 63) & np.uint64(1)
                     ):
                         continue
+                    within = quotas and _key(score_bits[i], who[i]) >= limits[slot]
+                    keys[n] = (_key(score_bits[i], 0) & ~_ORDINAL) | np.uint64(2 * i + within)
+                    n += 1
+            _sort(keys, rest, n)
+            first_equal = 0
+            for at in range(1, n + 1):  # of equal scores the lesser ordinal comes first, then the earlier leaf
+                if at < n and keys[at] >> np.uint64(32) == keys[first_equal] >> np.uint64(32):
+                    to = at
+                    while to > first_equal and who[_index(keys[to - 1])] > who[_index(keys[to])]:
+                        keys[to - 1], keys[to] = keys[to], keys[to - 1]
+                        to -= 1
+                else:
+                    first_equal = at
+            generation += 1
+            within_quotas = 0
+            for at in range(n if quotas else 0):
+                if within_quotas < k and keys[at] & np.uint64(1):
+                    ordinal = np.int64(who[_index(keys[at])])
                     to = _find(table, mask, generation, ordinal)
                     if table[to, 0] != generation:
-                        if scores[i] < least:
-                            continue
-                        table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, score_bits[i]
-                        table[to, 3] = slot | _REST
-                    elif table[to, 3] == _DROPPED or _key(score_bits[i], 0) <= _key(table[to, 2], 0):
+                        table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, _WANTED
+                        within_quotas += 1
+            others, count, slot = k - within_quotas, 0, 0
+            for at in range(n):
+                index = _index(keys[at])
+                ordinal = np.int64(who[index])
+                to = _find(table, mask, generation, ordinal)
+                if table[to, 0] != generation:
+                    if not others:
                         continue
-                    else:
-                        table[to, 2] = score_bits[i]
-                        table[to, 3] = slot | (table[to, 3] & _REST)
-                    if table[to, 3] & _REST:
-                        rest[have] = _key(score_bits[i], ordinal)
-                        have += 1
-                        if have == size:
-                            have = _squeeze(table, mask, generation, rest, have, need)
-                            if have == need:
-                                least = _float(rest[need - 1])
-            have = _squeeze(table, mask, generation, rest, have, need)
-            if have == need or guessed == -np.inf:
+                    others -= 1
+                    table[to, 0], table[to, 1] = generation, ordinal
+                elif table[to, 2] != _WANTED:
+                    continue
+                table[to, 2] = _GIVEN
+                out_ordinal[request, count] = ordinal
+                out_score[request, count] = scores[index]
+                out_slot[request, count] = np.searchsorted(ends[1:], index, side="right")
+                count += 1
+                if count == k:
+                    break
+            if not others or least == -np.inf:
                 break
-            most_score, least = guessed, np.float32(-np.inf)  # the guess was too high: the others as well
-        for i in range(n):
-            keys[i] = _key(table[chosen[i], 2], table[chosen[i], 1])
-        for i in range(have):
-            keys[n + i] = rest[i]
-        n += have
-        results = np.sort(keys[:n])
-        for i in range(n):
-            key = results[n - 1 - i]
-            ordinal = np.int64(_ORDINAL - (key & _ORDINAL))
-            out_ordinal[request, i] = ordinal
-            out_score[request, i] = _float(key)
-            out_slot[request, i] = table[_find(table, mask, generation, ordinal), 3] & ~_REST
-        out_count[request] = n
+            least = np.float32(-np.inf)  # the guess was too high
+        out_count[request] = count
         out_scored[request] = ends[slots]
