@@ -85,7 +85,7 @@ class MemberPool:
 
     def vectors(self, rows: I64, ordinals: npt.NDArray[np.integer]) -> F16:
         """(n, d) float16 embeddings of members, each in the row it is in; both arguments (n,)."""
-        return self.bits[self.start[rows] + self.place[ordinals, rows % self.facets]].view(np.float16)
+        return np.asarray(self.bits[self.start[rows] + self.place[ordinals, rows % self.facets]].view(np.float16))
 
     def holds(self, rows: I64, ordinals: I64) -> npt.NDArray[np.bool_]:
         """(n,) whether each item stands in the row given."""
@@ -93,7 +93,7 @@ class MemberPool:
         rows = np.where(there, rows, 0)
         place = self.place[ordinals, rows % self.facets]
         there &= place < self.length[rows] if len(self.length) else False
-        return there & (self.ordinal[np.where(there, self.start[rows] + place, 0)] == ordinals)
+        return np.asarray(there & (self.ordinal[np.where(there, self.start[rows] + place, 0)] == ordinals))
 
     def append(self, rows: I64, ordinals: npt.NDArray[np.integer], vectors: F16, heats: F32) -> None:
         """Put members at the end of their rows; all (n,), vectors (n, d), rows in any order and repeated at will."""
@@ -246,7 +246,7 @@ class MemberPool:
 def _rooms(need: I64) -> I64:
     """The least room on the ladder for each of (n,) lengths."""
     steps = np.ceil(np.log(np.maximum(need, 4)) / np.log(_GROWTH))
-    return np.ceil(_GROWTH**steps / 4).astype(np.int64) * 4
+    return np.asarray(np.ceil(_GROWTH**steps / 4).astype(np.int64) * 4)
 
 
 class FacetMembers:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.order import landmark_at
-from indexer.retrieval import kernels
+from indexer.retrieval import kernels, vote_kernels
 from indexer.retrieval.request import Centroids, Served, Triggers
 from schemas.config import RetrievalConfig
 
@@ -58,7 +58,9 @@ def choose(triggers: Triggers, centroids: Centroids | None, config: RetrievalCon
     """Leaves of each request. ``centroids`` are needed where triggers have no leaf, or vote for neighbours."""
     total, facets = triggers.leaves.shape
     if centroids is None:
-        centroids = Centroids(_NOTHING, np.zeros(facets + 1, np.int64), np.empty((0, 0), np.float32), np.empty(0))
+        centroids = Centroids(
+            _NOTHING, np.zeros(facets + 1, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32)
+        )
         distances = np.empty((total, 0), np.float32)
     else:
         distances = centroids.distances(triggers.vectors)
@@ -78,7 +80,7 @@ def choose(triggers: Triggers, centroids: Centroids | None, config: RetrievalCon
         np.zeros(votes + 1, np.int64),
         np.empty(votes, np.int64),
     )
-    kernels.choose(
+    vote_kernels.choose(
         triggers.pointer,
         triggers.leaves,
         distances,
@@ -162,7 +164,8 @@ def score(
         triggers.vectors, triggers.skip_pointer, triggers.skip, born_after,
         served.start, served.length, served.ordered, served.ordinal, served.heat, served.bits, served.place,
         served.leaf, served.created_at, served.last_at, served.epochs, served.decayed, window,
-        config.k, config.scan, config.vote_share, config.similarity_weight, config.engagement_weight, config.freshness_weight,
+        config.k, config.scan, config.vote_share,
+        config.similarity_weight, config.engagement_weight, config.freshness_weight,
         float(now_ms), half_lives_s[window] * 1_000.0, config.freshness_half_life_s * 1_000.0, landmark,
         not same or now_ms < served.latest_engagement,
         scratch.generation, scratch.who, scratch.at, scratch.scores, scratch.table, scratch.keys, scratch.rest,

@@ -1,7 +1,7 @@
-"""Compiled retrieval: which leaves are read, what their members score, which are the best. One thread, no GIL.
+"""Compiled retrieval: what the members of the chosen leaves score, and which are results. One thread, no GIL.
 
-Scores are float32. A result's *key* is a uint64 that orders results: the greater score first, of equals the lesser
-ordinal. ``row`` is leaf * facets + facet, as in :class:`indexer.members.MemberPool`.
+Scores are float32; keys are those of :mod:`indexer.retrieval.best_kernels`.
+``row`` is leaf * facets + facet, as in :class:`indexer.members.MemberPool`.
 """
 
 from __future__ import annotations
@@ -12,131 +12,20 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from indexer.half import as_float, widen
+from indexer.half import prefetch, widen
+from indexer.retrieval.best_kernels import ORDINAL, find, greatest, guess, index_of, key_of, score_of, sort
 
 A = Any
 BLOOM = 1 << 15
 """Bits of the filter that tells most members which are not results yet from those that are."""
-_ORDINAL = np.uint64(0xFFFFFFFF)
 _WANTED, _GIVEN = 1, 2
 """States of a result in the table."""
-_SAMPLE = 1024
-
-
-@njit(cache=True, nogil=True)
-def choose(
-    pointer: A,
-    own: A,
-    distance: A,
-    table_leaf: A,
-    table_pointer: A,
-    gumbel: A,
-    probes: int,
-    k: int,
-    out_pointer: A,
-    out_facet: A,
-    out_leaf: A,
-    out_weight: A,
-    voter_pointer: A,
-    voters: A,
-) -> None:
-    """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
-
-    Args:
-        pointer: (Q+1,) triggers of each request.
-        own: (T, F) leaf of each trigger, -1 where it is the nearest of all.
-        distance: (T, leaves of all facets) float32 to the centroids; no columns where none is needed.
-        table_leaf, table_pointer: leaf id of each column, (F+1,) columns of each facet.
-        gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
-        probes: further leaves each trigger votes for with half a vote, nearest first.
-        k: leaves of a request.
-        out_pointer, out_facet, out_leaf, out_weight: chosen leaves of each request, heaviest first.
-        voter_pointer, voters: triggers that voted for each, counted from the request's first.
-    """
-    facets = own.shape[1]
-    chosen_so_far, voters_so_far = 0, 0
-    for request in range(pointer.shape[0] - 1):
-        first, last = pointer[request], pointer[request + 1]
-        votes = np.empty((last - first) * facets * (1 + probes), np.int64)
-        count = 0
-        for trigger in range(first, last):
-            for facet in range(facets):
-                begin, end = table_pointer[facet], table_pointer[facet + 1]
-                mine = own[trigger, facet]
-                wanted = 0 if distance.shape[1] == 0 else min(probes + (mine < 0), end - begin - (mine >= 0))
-                near = np.empty(wanted, np.int64)
-                have = 0
-                for at in range(begin, end if wanted else begin):
-                    if have == wanted and distance[trigger, at] >= distance[trigger, near[have - 1]]:
-                        continue
-                    if table_leaf[at] == mine:
-                        continue
-                    have = min(have + 1, wanted)
-                    put = have - 1
-                    while put and distance[trigger, near[put - 1]] > distance[trigger, at]:
-                        near[put] = near[put - 1]
-                        put -= 1
-                    near[put] = at
-                for rank in range(have):
-                    leaf = table_leaf[near[rank]]
-                    whole = rank == 0 and mine < 0
-                    votes[count] = ((((facet << 32) | leaf) << 20) | (trigger - first)) << 1 | whole
-                    count += 1
-                if mine >= 0:
-                    votes[count] = ((((facet << 32) | mine) << 20) | (trigger - first)) << 1 | 1
-                    count += 1
-        votes = np.sort(votes[:count])
-        starts = np.empty(count + 1, np.int64)
-        weight = np.zeros(count, np.float64)
-        slots = 0
-        for at in range(count):
-            if at == 0 or votes[at] >> 21 != votes[at - 1] >> 21:
-                starts[slots] = at
-                slots += 1
-            weight[slots - 1] += 1.0 if votes[at] & 1 else 0.5
-        starts[slots] = count
-        rank_by = -weight[:slots]
-        if gumbel.shape[1]:
-            for slot in range(slots):
-                rank_by[slot] = -(math.log(weight[slot]) + gumbel[request, slot])
-        order = np.argsort(rank_by, kind="mergesort")[: min(k, slots)]
-        order = order[np.argsort(-weight[order], kind="mergesort")]
-        for slot in order:
-            key = votes[starts[slot]] >> 21
-            out_facet[chosen_so_far] = key >> 32
-            out_leaf[chosen_so_far] = key & 0xFFFFFFFF
-            out_weight[chosen_so_far] = weight[slot]
-            for at in range(starts[slot], starts[slot + 1]):
-                voters[voters_so_far] = (votes[at] >> 1) & 0xFFFFF
-                voters_so_far += 1
-            chosen_so_far += 1
-            voter_pointer[chosen_so_far] = voters_so_far
-        out_pointer[request + 1] = chosen_so_far
-
-
-@njit(cache=True, nogil=True)
-def locate(ordinals: A, live: int, state: A, leaf: A, start: A, place: A, bits: A, leaves: A, vectors: A) -> int:
-    """Leaves (n, F) and float32 embeddings (n, F, d) of those of n ordinals that are live; returns how many.
-
-    ``ordinals`` holds -1 for what was never seen, and afterwards the live ones first, in their order.
-    """
-    facets, found = place.shape[1], 0
-    for at in range(ordinals.shape[0]):
-        ordinal = ordinals[at]
-        if ordinal < 0 or state[ordinal] != live:
-            continue
-        for facet in range(facets):
-            leaves[found, facet] = leaf[ordinal, facet]
-            member = start[np.int64(leaf[ordinal, facet]) * facets + facet] + place[ordinal, facet]
-            for j in range(bits.shape[1]):
-                vectors[found, facet, j] = widen(bits[member, j])
-        ordinals[found] = ordinal
-        found += 1
-    return found
+_AHEAD = 64
+"""Members of the next leaf that are asked for before this one is read; the hardware follows from there."""
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, inline="never")
-def _dots(bits: A, begin: int, count: int, query: A, out: A, base: int, first: bool) -> None:  # noqa: FBT001
+def _dots(bits: A, begin: int, count: int, query: A, out: A, base: int, first: bool) -> None:
     """Dot products of ``count`` members with a query; the greater of these and what is there, unless first."""
     for at in range(count):
         total = np.float32(0)
@@ -147,54 +36,18 @@ def _dots(bits: A, begin: int, count: int, query: A, out: A, base: int, first: b
 
 
 @njit(cache=True, nogil=True)
-def _key(bits: A, ordinal: A) -> A:
-    flipped = ~bits if bits & np.uint32(0x80000000) else bits | np.uint32(0x80000000)
-    return (np.uint64(flipped) << np.uint64(32)) | (_ORDINAL - np.uint64(ordinal))
-
-
-@njit(cache=True, nogil=True)
-def _score_bits(key: A) -> A:
-    flipped = np.uint32(key >> np.uint64(32))
-    return np.uint32(flipped & np.uint32(0x7FFFFFFF) if flipped & np.uint32(0x80000000) else ~flipped)
-
-
-@njit(cache=True, nogil=True)
-def _greatest(keys: A, n: int, k: int) -> None:
-    """Bring the k greatest of the first n keys to the front, the least of them to place k - 1; 0 < k <= n."""
-    low, high = 0, n - 1
-    while low < high:
-        a, b, c = keys[low], keys[(low + high) >> 1], keys[high]
-        pivot = max(min(a, b), min(max(a, b), c))
-        i, j = low, high
-        while i <= j:
-            while keys[i] > pivot:
-                i += 1
-            while keys[j] < pivot:
-                j -= 1
-            if i <= j:
-                keys[i], keys[j] = keys[j], keys[i]
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            return
-
-
-@njit(cache=True, nogil=True)
-def _find(table: A, mask: int, generation: int, ordinal: int) -> int:
-    """Slot of the table, of which the first ``mask + 1`` are used, that holds the ordinal, or where it would go."""
-    at = (ordinal * 0x9E3779B1 >> 7) & mask
-    while table[at, 0] == generation and table[at, 1] != ordinal:
-        at = (at + 1) & mask
-    return at
-
-
-@njit(cache=True, nogil=True)
 def _log1p(x: A) -> A:
     return np.float32(math.log1p(x)) if x > 0 else np.float32(0)
+
+
+@njit(cache=True, nogil=True)
+def _announce(bits: A, ordinal: A, begin: int, count: int) -> None:
+    """Ask for the members that will be read next."""
+    line, width = 64, bits.shape[1] * 2
+    for at in range(bits.ctypes.data + begin * width, bits.ctypes.data + (begin + count) * width, line):
+        prefetch(at)
+    for at in range(ordinal.ctypes.data + begin * 4, ordinal.ctypes.data + (begin + count) * 4, line):
+        prefetch(at)
 
 
 @njit(cache=True, nogil=True)
@@ -254,54 +107,6 @@ def _scan(
 
 
 @njit(cache=True, nogil=True)
-def _float(key: A) -> A:
-    """Score of a key."""
-    return as_float(_score_bits(key))
-
-
-@njit(cache=True, nogil=True)
-def _sort(keys: A, spare: A, n: int) -> None:
-    """Sort the first n keys, the greatest score first, of equals in the order they are in; ``spare`` is as large."""
-    counts = np.zeros((4, 256), np.int64)
-    for at in range(n):
-        key = ~keys[at]
-        for digit in range(4):
-            counts[digit, (key >> np.uint64(32 + 8 * digit)) & np.uint64(255)] += 1
-    for digit in range(4):
-        shift, begin = np.uint64(32 + 8 * digit), 0
-        if n and counts[digit, (~keys[0] >> shift) & np.uint64(255)] == n:
-            continue
-        for value in range(256):
-            begin, counts[digit, value] = begin + counts[digit, value], begin
-        for at in range(n):
-            value = (~keys[at] >> shift) & np.uint64(255)
-            spare[counts[digit, value]] = keys[at]
-            counts[digit, value] += 1
-        keys[:n] = spare[:n]
-
-
-@njit(cache=True, nogil=True)
-def _index(key: A) -> int:
-    """Which of the members scored a key is of."""
-    return np.int64((key & _ORDINAL) >> np.uint64(1))
-
-
-@njit(cache=True, nogil=True)
-def _guess(score_bits: A, total: int, need: int, keys: A) -> A:
-    """A score that somewhat more than ``need`` of the first ``total`` probably reach, from a sample."""
-    n = min(total, _SAMPLE)
-    expected = n * need / max(1, total)
-    rank = np.int64(1.25 * expected + 3 * math.sqrt(expected)) + 2
-    if rank >= n:
-        return np.float32(-np.inf)
-    stride = total // n
-    for at in range(n):
-        keys[at] = _key(score_bits[at * stride], 0)
-    _greatest(keys, n, rank)
-    return _float(keys[rank - 1])
-
-
-@njit(cache=True, nogil=True)
 def score(
     # the leaves chosen
     pointer: A,
@@ -341,7 +146,7 @@ def score(
     half_life_ms: float,
     freshness_half_life_ms: float,
     landmark: int,
-    exact: bool,  # noqa: FBT001
+    exact: bool,
     # scratch
     generation: int,
     who: A,
@@ -403,6 +208,9 @@ def score(
             at = chosen_pointer[request] + slot
             facet = facet_of[at]
             row = leaf_of[at] * facets + facet
+            if slot + 1 < slots:
+                then = leaf_of[at + 1] * facets + facet_of[at + 1]
+                _announce(bits, pool_ordinal, start[then], min(length[then], limit, _AHEAD))
             skip_count = 0
             for ordinal in skips:
                 if ordinal < 0 or leaf[ordinal, facet] != leaf_of[at] or place[ordinal, facet] >= length[row]:
@@ -442,7 +250,7 @@ def score(
                     ordinal = who[i]
                     heat = np.float32(
                         min(
-                            math.ldexp(decayed[ordinal, window], np.int64(epochs[ordinal, window]) * 256 - landmark),
+                            math.ldexp(decayed[ordinal, window], int(epochs[ordinal, window]) * 256 - landmark),
                             3.4028234e38,
                         )
                     )
@@ -461,32 +269,32 @@ def score(
             # the leaf's share
             quota = 0
             if share > 0:
-                quota = max(1, np.int64(np.rint(share * k * weight[at] / max(total_weight, 1e-12))))
+                quota = max(1, int(np.rint(share * k * weight[at] / max(total_weight, 1e-12))))
             have, least = 0, np.float32(-np.inf)
             size = 2 * quota + 64
             if quota and count > quota:
                 for i in range(base, base + count):
                     if scores[i] >= least:
-                        rest[have] = _key(score_bits[i], who[i])
+                        rest[have] = key_of(score_bits[i], who[i])
                         have += 1
                         if have == size:
-                            _greatest(rest, have, quota)
+                            greatest(rest, have, quota)
                             have = quota
                             limits[slot] = rest[quota - 1]
-                            least = _float(rest[quota - 1])
-                _greatest(rest, have, quota)
+                            least = score_of(rest[quota - 1])
+                greatest(rest, have, quota)
                 limits[slot] = rest[quota - 1]
                 have = quota
             elif quota:
                 for i in range(base, base + count):
-                    rest[have] = _key(score_bits[i], who[i])
+                    rest[have] = key_of(score_bits[i], who[i])
                     have += 1
             for i in range(have):
-                ordinal = np.int64(_ORDINAL - (rest[i] & _ORDINAL))
+                ordinal = np.int64(ORDINAL - (rest[i] & ORDINAL))
                 bloom[(ordinal % BLOOM) >> 6] |= np.uint64(1) << np.uint64(ordinal & 63)
             quotas += have
         # What may be a result: all within quotas, wherever else they are, and somewhat more than are wanted besides.
-        least = _guess(score_bits, ends[slots], k, keys)
+        least = guess(score_bits, ends[slots], k, keys)
         while True:
             n = 0
             for slot in range(slots):
@@ -495,15 +303,15 @@ def score(
                         quotas and bloom[(who[i] % BLOOM) >> 6] >> np.uint64(who[i] & 63) & np.uint64(1)
                     ):
                         continue
-                    within = quotas and _key(score_bits[i], who[i]) >= limits[slot]
-                    keys[n] = (_key(score_bits[i], 0) & ~_ORDINAL) | np.uint64(2 * i + within)
+                    within = quotas and key_of(score_bits[i], who[i]) >= limits[slot]
+                    keys[n] = (key_of(score_bits[i], 0) & ~ORDINAL) | np.uint64(2 * i + within)
                     n += 1
-            _sort(keys, rest, n)
+            sort(keys, rest, n)
             first_equal = 0
             for at in range(1, n + 1):  # of equal scores the lesser ordinal comes first, then the earlier leaf
                 if at < n and keys[at] >> np.uint64(32) == keys[first_equal] >> np.uint64(32):
                     to = at
-                    while to > first_equal and who[_index(keys[to - 1])] > who[_index(keys[to])]:
+                    while to > first_equal and who[index_of(keys[to - 1])] > who[index_of(keys[to])]:
                         keys[to - 1], keys[to] = keys[to], keys[to - 1]
                         to -= 1
                 else:
@@ -512,16 +320,16 @@ def score(
             within_quotas = 0
             for at in range(n if quotas else 0):
                 if within_quotas < k and keys[at] & np.uint64(1):
-                    ordinal = np.int64(who[_index(keys[at])])
-                    to = _find(table, mask, generation, ordinal)
+                    ordinal = np.int64(who[index_of(keys[at])])
+                    to = find(table, mask, generation, ordinal)
                     if table[to, 0] != generation:
                         table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, _WANTED
                         within_quotas += 1
             others, count, slot = k - within_quotas, 0, 0
             for at in range(n):
-                index = _index(keys[at])
+                index = index_of(keys[at])
                 ordinal = np.int64(who[index])
-                to = _find(table, mask, generation, ordinal)
+                to = find(table, mask, generation, ordinal)
                 if table[to, 0] != generation:
                     if not others:
                         continue

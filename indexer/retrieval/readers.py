@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState
-from indexer.retrieval import kernels
+from indexer.retrieval import vote_kernels
 from indexer.retrieval.request import Centroids, Served
 from indexer.routing import nearest_of
 from indexer.view import LiveView
@@ -66,7 +66,8 @@ class IndexReader(Protocol):
         """The arrays to read leaves from, and ``skip`` by their ordinals, -1 where they are in none of the leaves.
 
         Args:
-            facets, leaves: (n,) what will be read.
+            facets: (n,) facets of what will be read.
+            leaves: (n,) leaf ids.
             skip: (m,) ordinals that will be passed over.
         """
         ...
@@ -111,7 +112,7 @@ class ViewReader:
         ordinals = view.ordinals_of(item_ids)
         leaves = np.empty((len(ordinals), self.meta.facets), np.int64)
         vectors = np.empty((*leaves.shape, self.meta.dim), np.float32)
-        count = kernels.locate(
+        count = vote_kernels.locate(
             ordinals, LIVE, items["state"], items["leaf"], pool.start, pool.place, pool.bits, leaves, vectors
         )
         missing: list[str] = []

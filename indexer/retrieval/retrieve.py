@@ -232,7 +232,7 @@ def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
         nothing: list[list[str]] = [[] for _ in requests]
         return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals, nothing)
     each = [_traced(reader, request) for request in requests]
-    leaves, vectors, skips, missing = ([row[column] for row in each] for column in range(4))
+    leaves, vectors, skips, missing = (list(column) for column in zip(*each, strict=True))
     return Triggers(
         _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
         missing,
