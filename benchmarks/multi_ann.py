@@ -28,7 +28,7 @@ I64 = npt.NDArray[np.int64]
 FACETS: Final = 3
 DIM: Final = 64
 CLUSTERS: Final = 2_000
-EACH: Final = 100
+EACH: Final = 500  # with fewer a trigger in a dense cluster could not give all of the best
 _BATCH: Final = 8_192
 
 

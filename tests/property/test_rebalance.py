@@ -329,7 +329,8 @@ def test_readers_find_every_item_in_exactly_one_leaf_a_facet_while_leaves_split_
                 looks["looks"] += 1
 
         def alive_of(reader: ViewReader, facet: int) -> list[int]:
-            return reader.centroids(facet)[0].tolist()
+            table = reader.centroids()
+            return table.leaf[table.pointer[facet] : table.pointer[facet + 1]].tolist()
 
         def live_of(view: Any) -> list[int]:
             return np.flatnonzero(view.items["state"] == ItemState.LIVE).tolist()
