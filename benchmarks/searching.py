@@ -33,7 +33,7 @@ class Exact:
         self._ordinals = live
         self._row = np.full(len(view.items), -1, np.int64)
         self._row[live] = np.arange(len(live))
-        self._vectors = [view.items["vector"][live, facet].astype(np.float32) for facet in range(view.meta.facets)]
+        self._vectors = [view.vectors(live, facet).astype(np.float32) for facet in range(view.meta.facets)]
         self._prior = prior(ViewReader(view), live, settings, now_ms).astype(np.float32)
         self._weight = np.float32(settings.similarity_weight)
 

@@ -13,12 +13,14 @@ import orjson
 
 from indexer.adds_up import check_adds_up
 from indexer.failpoints import failpoint
+from indexer.loading import load_view
+from indexer.order import Order
 from indexer.pending import Pending, load_pending
 from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor
 from indexer.seen import Seen
 from indexer.store import Store, check_meta
-from indexer.view import LiveView, load_view
+from indexer.view import LiveView
 from indexer.writer import IndexWriter
 from schemas.config import Config
 from schemas.errors import StoreMismatchError
@@ -60,7 +62,7 @@ class Index:
         store = Store.open_or_create(path, meta)
         try:
             check_meta(store.meta(), meta, path)
-            view = load_view(store, codewords)
+            view = load_view(store, codewords, Order.of(config.retrieval))
             check_adds_up(view, path)
             pending = load_pending(store.scan("pending"))
             seen = Seen(config.dedupe, store.scan("seen")) if config.dedupe.enabled else None

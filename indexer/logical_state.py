@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from indexer import keys
 from indexer.keys import ItemState
-from indexer.retrieval.readers import StoreReader
+from indexer.retrieval.store_reader import StoreReader
 from indexer.seen import read_entry
 from indexer.store import Store
 from schemas.dead_letters import DeadLetter

@@ -88,20 +88,29 @@ class ItemPlan:
         items.resize(max(len(items), int(self.ordinals.max()) + 1))
         for name, column in self.columns.items():
             items[name][self.ordinals] = column
-        items["vector"][self.ordinals[self.live]] = self.vectors
-        items["vector"][self.ordinals[~self.live]] = 0
+        members = view.members
+        members.ensure_items(len(items))
+        live = self.ordinals[self.live]
+        heats = view.heats(live)
+        by_ordinal = np.argsort(live)
         for facet, f in enumerate(view.facets):
             opened = self._opened[facet]
             if opened is not None and len(opened.raws):
                 f.ensure_leaves(int(opened.leaves.max(initial=-1)) + 1)
                 f.leaves["alive"][opened.leaves] = True
-                f.leaves["centroid"][opened.leaves] = opened.centroids
+                f.set_centroids(opened.leaves, opened.centroids)
                 f.routes.append(opened.raws, opened.hosts.astype(np.uint32))
                 f.raws.append(opened.hosts, opened.raws.astype(np.uint32))
             out_leaf, out_ordinal = self._out[facet]
-            f.members.remove(out_leaf, out_ordinal.astype(np.uint32))
+            members.remove(f.members.rows(out_leaf), out_ordinal)
             into_leaf, into_ordinal = self._into[facet]
-            f.members.append(into_leaf, into_ordinal.astype(np.uint32))
+            enters = by_ordinal[np.searchsorted(live, into_ordinal, sorter=by_ordinal)]
+            members.append(f.members.rows(into_leaf), into_ordinal, self.vectors[enters, facet], heats[enters])
+            stays = np.ones(len(live), np.bool_)
+            stays[enters] = False
+            rows = f.members.rows(items["leaf"][live[stays], facet])
+            members.set_vectors(rows, live[stays], self.vectors[stays, facet])
+            members.touched[rows] += 1  # it may have been deleted and created anew
 
 
 def put_sizes(write: Batch, facet: int, sizes: I64, leaves: I64, change: npt.NDArray[np.integer]) -> None:

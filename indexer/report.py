@@ -11,8 +11,8 @@ import orjson
 from indexer import keys
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState, LeafState
-from indexer.retrieval.readers import StoreReader
 from indexer.retrieval.retrieve import Answer
+from indexer.retrieval.store_reader import StoreReader
 from indexer.store import Store, now_ms
 from schemas.errors import NotFoundError
 from schemas.replies import (
@@ -166,7 +166,7 @@ def leaf(store: Store, facet: int, leaf_id: int, shard: int = 0) -> LeafReply:
             f"facet {facet} has no leaf {leaf_id}; it may have been split or merged: see `facetstream leaves`"
         )
     reader = StoreReader(store)
-    ordinals = reader.members(facet, leaf_id, 1 << 62)
+    ordinals = reader.posting(facet, leaf_id)
     packed = np.array([leaf_id], "<u4").tobytes()
     raws = sum(packed in _words(route) for _, route in store.scan("routes", bytes([facet])))
     members = [

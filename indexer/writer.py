@@ -127,8 +127,9 @@ class IndexWriter:
                 view.ids.append(item_id)
                 view.by_id[item_id] = ordinal
             if counted is not None:
-                view.set_counters(*counted)
+                view.engage(*counted)
             view.totals = totals
+            view.settle()
             view.positions.update(batch.positions)
         self.pending.remove(gone)
         for row in settled.held:

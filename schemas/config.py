@@ -248,8 +248,25 @@ class RetrievalConfig(_Section):
     selection: Literal["top", "multinomial"] = Field(
         default="top", description="top-K of the histogram, or K drawn by it without replacement"
     )
-    scan: int = Field(default=512, ge=1, description="S, members scored in each leaf at most, the newest")
+    scan: int = Field(default=512, ge=1, description="S, members scored in each leaf at most, the first in its order")
+    order_creation: float = Field(
+        default=1.0,
+        ge=0,
+        description="posting lists are ordered by decayed engagements (see decay), creation counting like this many",
+    )
+    order_slack: float = Field(
+        default=0.125,
+        ge=0,
+        le=1,
+        description="share of a leaf that may come (read first) or be engaged before it is sorted again; 0: at once",
+    )
     probes: int = Field(default=2, ge=0, description="neighbour leaves of each trigger that vote with half a vote")
+    vote_share: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of the results given to the chosen leaves by their votes; the rest go to the best of all",
+    )
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
     )

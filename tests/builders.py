@@ -14,11 +14,13 @@ import numpy.typing as npt
 from indexer.batch import EngagementRows, EventBatch, ItemRows
 from indexer.index import Index
 from indexer.keys import ItemState
+from indexer.loading import load_view
 from indexer.logical_state import LogicalState, logical_state, merge
+from indexer.order import impact_of
 from indexer.pending import Expired
 from indexer.store import Store, store_path
 from indexer.verify import verify
-from indexer.view import LiveView, load_view
+from indexer.view import LiveView
 from schemas.artifact import FeatureSpec
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
@@ -246,10 +248,25 @@ def assert_same_view(one: LiveView, other: LiveView) -> None:
         "last_at",
         "counts",
         "decayed",
-        "vector",
     ):
         np.testing.assert_array_equal(one.items[name], other.items[name], err_msg=name)
-    assert one.items["vector"][~live].max(initial=0) == 0
+    at = np.flatnonzero(live)
+    for facet in range(one.meta.facets):
+        np.testing.assert_array_equal(one.vectors(at, facet), other.vectors(at, facet), err_msg="vectors")
+    assert one.landmark == other.landmark
+    for view in (one, other):
+        members = view.members
+        for row in range(len(members.start)):
+            held = members.row(row)
+            assert (members.place[held, row % FACETS] == np.arange(len(held))).all()
+            heats = members.heat[members.start[row] : members.start[row] + len(held)]
+            np.testing.assert_array_equal(heats, view.heats(held.astype(np.int64)))
+            assert members.touched[row] <= view.order.slack * len(held) or not len(held)
+            impact = impact_of(
+                heats, view.items["created_at"][held], view.order.creation, view.half_life_s, view.landmark
+            )
+            if not members.touched[row]:
+                assert held.tolist() == held[np.lexsort((-held.astype(np.int64), -impact))].tolist()
     for facet, (mine, its) in enumerate(zip(one.facets, other.facets, strict=True)):
         np.testing.assert_array_equal(mine.alive(), its.alive(), err_msg=f"leaves of facet {facet}")
         alive = mine.alive()

@@ -107,8 +107,11 @@ def _apply_split(writer: IndexWriter, plan: SplitPlan, bounds: tuple[int, int]) 
     with view.lock:
         for leaf, centroid in zip(new.tolist(), plan.centroids, strict=True):
             facet.add_leaf(leaf, centroid)
+        held, vectors, heats = view.members.take(int(facet.members.rows(np.array(plan.leaf))))
         facet.retire_leaf(plan.leaf)
-        facet.members.append(leaves_of, members)
+        rows = facet.members.rows(leaves_of[np.searchsorted(members, held)])
+        view.members.append(rows, held, vectors, heats)
+        view.sort(np.unique(rows))
         _show_routes(facet, routes)
         raws = np.repeat(np.fromiter(routes, np.uint32), [len(leaves) for leaves in routes.values()])
         flat = np.concatenate(list(routes.values())) if routes else np.empty(0, np.uint32)
@@ -127,7 +130,7 @@ def _labels_now(view: LiveView, plan: SplitPlan, members: U32) -> I64:
     labels = np.where(planned, plan.labels[at_most], -1)
     late = np.flatnonzero(~planned)
     if len(late):
-        vectors = view.items["vector"][members[late], plan.facet].astype(np.float32)
+        vectors = view.vectors(members[late].astype(np.int64), plan.facet).astype(np.float32)
         children = len(plan.centroids)
         labels[late] = nearest_of(
             vectors, plan.centroids, np.tile(np.arange(children), len(late)), np.full(len(late), children)
@@ -205,13 +208,16 @@ def _apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
     failpoint("merge.after")
 
     with view.lock:
+        target = facet.members.rows(np.array([plan.target]))
         for leaf in plan.leaves:
+            held, vectors, heats = view.members.take(int(facet.members.rows(np.array(leaf))))
+            view.members.append(np.repeat(target, len(held)), held, vectors, heats)
             facet.retire_leaf(leaf)
-        facet.members.append(np.full(len(members), plan.target, np.int64), members)
+        view.sort(target)
         had = facet.raws.row(plan.target)
         facet.raws.replace(plan.target, np.union1d(had, raws).astype(np.uint32))
         _show_routes(facet, routes)
-        facet.leaves["centroid"][plan.target] = centroid
+        facet.set_centroids(np.array([plan.target]), centroid)
         facet.leaves["version"][plan.target] = record.version
         facet.leaves["state"][plan.target] = LeafState.NORMAL
         facet.leaves["marked_size"][plan.target] = 0

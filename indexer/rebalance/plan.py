@@ -123,7 +123,7 @@ def _plan_split(view: LiveView, number: int, leaf: int, bounds: tuple[int, int],
     with view.lock:
         version = int(facet.leaves["version"][leaf])
         members = np.sort(facet.members.row(leaf))
-        vectors = view.items["vector"][members, number].astype(np.float32)
+        vectors = view.vectors(members.astype(np.int64), number).astype(np.float32)
     if not len(members) or (vectors == vectors[0]).all():
         return MarkPlan(number, leaf, version, LeafState.UNSPLITTABLE)
     k, floor, cap = split_shape(len(members), bounds, config.fill)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer import keys
-from indexer.counters import CounterRows, decayed_counts
+from indexer.counters import decayed_counts
 from indexer.keys import ItemState
-from indexer.store import Store
+from indexer.retrieval import vote_kernels
+from indexer.retrieval.request import Centroids, Served
+from indexer.routing import nearest_of
 from indexer.view import LiveView
 from schemas.store import StoreMeta
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
+
+LIVE = int(ItemState.LIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +47,37 @@ class IndexReader(Protocol):
         """Find items by id."""
         ...
 
+    def ordinals(self, item_ids: Sequence[str]) -> I64:
+        """Ordinals of those items that were ever seen, in any order."""
+        ...
+
+    def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
+        """(n, F) leaves that new items would enter, -1 where their raw index leads nowhere yet.
+
+        ``vectors`` are (n, F, d), ``raws`` (n, F).
+        """
+        ...
+
+    def centroids(self) -> Centroids:
+        """All live leaves."""
+        ...
+
+    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:
+        """The arrays to read leaves from, and ``skip`` by their ordinals, -1 where they are in none of the leaves.
+
+        Args:
+            facets: (n,) facets of what will be read.
+            leaves: (n,) leaf ids.
+            skip: (m,) ordinals that will be passed over.
+        """
+        ...
+
     def members(self, facet: int, leaf: int, limit: int) -> I64:
-        """The newest ``limit`` members of a posting list: its greatest ordinals, ascending."""
+        """The first ``limit`` members of a posting list in its order."""
         ...
 
     def vectors(self, facet: int, ordinals: I64) -> F32:
-        """(n, d) facet embeddings."""
-        ...
-
-    def centroids(self, facet: int) -> tuple[I64, F32]:
-        """Live leaves (m,) and their centroids (m, d)."""
+        """(n, d) facet embeddings of live items."""
         ...
 
     def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
@@ -70,137 +94,94 @@ class IndexReader(Protocol):
 
 
 class ViewReader:
-    """Reads the live view; each call is consistent in itself."""
+    """Reads the live view; each call is consistent in itself, several inside :meth:`frozen`."""
 
     def __init__(self, view: LiveView) -> None:
         self._view = view
         self.meta = view.meta
+        self._centroids: tuple[tuple[int, ...], Centroids] | None = None
 
     def frozen(self) -> AbstractContextManager[object]:
-        """See :class:`IndexReader`; the writer waits meanwhile."""
-        return self._view.lock
+        """See :class:`IndexReader`; the writer waits meanwhile, other readers do not."""
+        return self._view.lock.shared()
 
     def locate(self, item_ids: Sequence[str]) -> Located:
         """See :class:`IndexReader`."""
-        with self._view.lock:
-            ordinals = self._view.ordinals_of(item_ids)
-            items = self._view.items
-            known = ordinals >= 0
-            live = known.copy()
-            live[known] = items["state"][ordinals[known]] == ItemState.LIVE
-            found = ordinals[live]
-            missing = [item_id for item_id, there in zip(item_ids, live.tolist(), strict=True) if not there]
-            leaves = items["leaf"][found].astype(np.int64)
-            return Located(found, leaves, items["vector"][found].astype(np.float32), missing)
+        view = self._view
+        items, pool = view.items, view.members
+        ordinals = view.ordinals_of(item_ids)
+        leaves = np.empty((len(ordinals), self.meta.facets), np.int64)
+        vectors = np.empty((*leaves.shape, self.meta.dim), np.float32)
+        count = vote_kernels.locate(
+            ordinals, LIVE, items["state"], items["leaf"], pool.start, pool.place, pool.bits, leaves, vectors
+        )
+        missing: list[str] = []
+        if count < len(item_ids):
+            found = set(ordinals[:count].tolist())
+            missing = [item_id for item_id in item_ids if view.by_id.get(item_id, -1) not in found]
+        return Located(ordinals[:count], leaves[:count], vectors[:count], missing)
+
+    def ordinals(self, item_ids: Sequence[str]) -> I64:
+        """See :class:`IndexReader`."""
+        found = self._view.ordinals_of(item_ids)
+        return found[found >= 0]
+
+    def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
+        """See :class:`IndexReader`."""
+        out = np.full(raws.shape, -1, np.int64)
+        for number, facet in enumerate(self._view.facets):
+            candidates, counts = facet.routes.gather(raws[:, number].astype(np.int64))
+            led = np.flatnonzero(counts)
+            out[led, number] = nearest_of(
+                vectors[led, number], facet.leaves["centroid"], candidates.astype(np.int64), counts[led]
+            )
+        return out
+
+    def centroids(self) -> Centroids:
+        """See :class:`IndexReader`."""
+        facets = self._view.facets
+        changes = tuple(facet.changes for facet in facets)
+        known = self._centroids
+        if known is None or known[0] != changes:
+            alive = [facet.alive() for facet in facets]
+            columns = [(leaves, facet.leaves["centroid"][leaves]) for leaves, facet in zip(alive, facets, strict=True)]
+            known = self._centroids = changes, Centroids.of(columns)
+        return known[1]
+
+    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:  # noqa: ARG002  # all are at hand
+        """See :class:`IndexReader`."""
+        view, items, pool = self._view, self._view.items, self._view.members
+        served = Served(
+            pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
+            items["leaf"], items["created_at"], items["last_at"], items["epochs"], items["decayed"],
+            view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
+        )  # fmt: skip
+        return served, skip
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""
-        with self._view.lock:
-            members = self._view.facets[facet].members.row(leaf)
-        # In the order of the store: the view's own depends on what was moved when, and answers must not.
-        return np.sort(members)[-limit:].astype(np.int64)
+        with self.frozen():
+            pool = self._view.members
+            row = leaf * pool.facets + facet
+            ordered, members = int(pool.ordered[row]), pool.row(row)
+        return np.concatenate([members[ordered:][::-1], members[:ordered]])[:limit].astype(np.int64)
 
     def vectors(self, facet: int, ordinals: I64) -> F32:
         """See :class:`IndexReader`."""
-        with self._view.lock:
-            return np.asarray(self._view.items["vector"][ordinals, facet], np.float32)
-
-    def centroids(self, facet: int) -> tuple[I64, F32]:
-        """See :class:`IndexReader`."""
-        with self._view.lock:
-            leaves = self._view.facets[facet].alive()
-            return leaves, self._view.facets[facet].leaves["centroid"][leaves]
+        with self.frozen():
+            return self._view.vectors(ordinals, facet).astype(np.float32)
 
     def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
         """See :class:`IndexReader`."""
-        with self._view.lock:
+        with self.frozen():
             rows = self._view.counters(ordinals)
         return decayed_counts(rows, now_ms, self.meta.half_lives_s)[:, window]
 
     def created_at(self, ordinals: I64) -> I64:
         """See :class:`IndexReader`."""
-        with self._view.lock:
+        with self.frozen():
             return np.asarray(self._view.items["created_at"][ordinals], np.int64)
 
     def item_ids(self, ordinals: I64) -> list[str]:
         """See :class:`IndexReader`."""
         return [self._view.ids[ordinal] for ordinal in ordinals.tolist()]
-
-
-class StoreReader:
-    """Reads a store directly, for tools beside a running daemon; consistent between two catch-ups."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.meta = store.meta()
-        self._kinds = len(store.totals().kinds)
-
-    def frozen(self) -> AbstractContextManager[object]:
-        """See :class:`IndexReader`; a store stands still between two catch-ups."""
-        return nullcontext()
-
-    def locate(self, item_ids: Sequence[str]) -> Located:
-        """See :class:`IndexReader`."""
-        found: list[int] = []
-        leaves: list[npt.NDArray[np.uint32]] = []
-        missing: list[str] = []
-        for item_id in item_ids:
-            key = self._store.get("ids", item_id.encode())
-            value = None if key is None else self._store.get("items", key)
-            record = None if value is None else keys.item_record(value, self.meta.facets)
-            if key is None or record is None or record.state != ItemState.LIVE:
-                missing.append(item_id)
-            else:
-                found.append(keys.u64(key, "ids"))
-                leaves.append(record.leaf)
-        ordinals = np.array(found, np.int64)
-        vectors = self._store.vectors(ordinals, self.meta.facets, self.meta.dim).astype(np.float32)
-        stacked = np.array(leaves, np.int64).reshape(-1, self.meta.facets)
-        return Located(ordinals, stacked, vectors, missing)
-
-    def members(self, facet: int, leaf: int, limit: int) -> I64:
-        """See :class:`IndexReader`."""
-        found = list(self._store.scan_keys("postings", keys.FACET_U32.pack(facet, leaf)))
-        return keys.posting_arrays(found[-limit:])[2]
-
-    def vectors(self, facet: int, ordinals: I64) -> F32:
-        """See :class:`IndexReader`."""
-        return self._store.vectors(ordinals, self.meta.facets, self.meta.dim)[:, facet].astype(np.float32)
-
-    def centroids(self, facet: int) -> tuple[I64, F32]:
-        """See :class:`IndexReader`."""
-        ids: list[int] = []
-        centroids: list[npt.NDArray[np.float32]] = []
-        for key, value in self._store.scan("leaves", bytes([facet])):
-            ids.append(keys.numbered(key, "leaves"))
-            centroids.append(keys.leaf_record(value).centroid)
-        return np.array(ids, np.int64), np.array(centroids, np.float32).reshape(-1, self.meta.dim)
-
-    def counters(self, ordinals: I64) -> CounterRows:
-        """Counters of n ordinals, zero where an item has none."""
-        windows = len(self.meta.half_lives_s)
-        base = keys.stats_dtype(windows, 0).itemsize
-        packed = np.zeros(len(ordinals), keys.stats_dtype(windows, self._kinds))
-        width = packed.dtype.itemsize
-        for row, value in enumerate(self._store.get_many("stats", keys.ordinal_keys(ordinals))):
-            if value is not None:
-                whole = value.ljust(width, b"\0") if len(value) >= base else b"\0" * width
-                packed[row] = np.frombuffer(whole[:width], packed.dtype)[0]
-        return CounterRows(
-            packed["counts"], packed["epochs"], packed["decayed"], packed["value_sum"], packed["last_at"]
-        )
-
-    def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
-        """See :class:`IndexReader`."""
-        return decayed_counts(self.counters(ordinals), now_ms, self.meta.half_lives_s)[:, window]
-
-    def created_at(self, ordinals: I64) -> I64:
-        """See :class:`IndexReader`."""
-        values = self._store.get_many("items", keys.ordinal_keys(ordinals))
-        times = [0 if value is None else keys.item_record(value, self.meta.facets).created_at for value in values]
-        return np.array(times, np.int64)
-
-    def item_ids(self, ordinals: I64) -> list[str]:
-        """See :class:`IndexReader`."""
-        values = self._store.get_many("items", keys.ordinal_keys(ordinals))
-        return ["" if value is None else keys.item_record(value, self.meta.facets).item_id for value in values]

@@ -1,16 +1,20 @@
-"""One request: triggers -> leaves -> members -> rerank within each leaf -> union."""
+"""From triggers to candidates: their leaves -> members -> the best of each leaf -> union."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.retrieval.readers import IndexReader, Located
-from indexer.retrieval.select import Selected, Votes, select_leaves
+from indexer.retrieval import engine
+from indexer.retrieval.readers import IndexReader
+from indexer.retrieval.request import Request, Triggers
+from indexer.retrieval.select import Selected
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
 
@@ -67,6 +71,10 @@ class Answer:
     elapsed_ms: float
 
 
+_AT_ONCE = 64
+"""Requests answered in one hold of the lock, at most: the writer waits meanwhile."""
+
+
 def retrieve(
     reader: IndexReader,
     item_ids: Sequence[str],
@@ -74,27 +82,34 @@ def retrieve(
     now_ms: int,
     seed: int | None = None,
 ) -> Candidates:
-    """Candidates for one request.
+    """Candidates for one request of indexed triggers; see :func:`retrieve_many`."""
+    return retrieve_many(reader, [Request(item_ids, seed=seed)], config, now_ms)[0]
+
+
+def retrieve_many(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> Answers:
+    """Candidates for many requests.
 
     Each chosen leaf gives results in proportion to its votes, at least one, so that minor interests survive; places
-    left open by small or overlapping leaves go to the best of the rest.
+    left open by small or overlapping leaves go to the best of the rest. What a request leaves out takes no place among
+    the members that are scored: the next ones in the leaf are.
 
     Args:
         reader: the index.
-        item_ids: triggers; those not live are reported in ``missing``.
+        requests: triggers that are not live are reported in ``missing``.
         config: k, K, weights.
         now_ms: the time at which decayed counts and ages are taken, epoch milliseconds.
-        seed: of multinomial selection.
 
     Raises:
         UsageError: if ``config.decay`` names a half-life that this index does not count.
     """
-    began = time.perf_counter()
-    _check_decay(reader, config)
-    with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers = reader.locate(item_ids)
-        selected, members = _choose(reader, triggers, config, seed)
-    return _score(reader, triggers, selected, members, config, now_ms, began)
+    if config.decay >= len(reader.meta.half_lives_s):
+        raise UsageError(
+            f"retrieval.decay is {config.decay}, but this index counts {len(reader.meta.half_lives_s)} half-lives, "
+            "numbered from 0"
+        )
+    starts = range(0, len(requests), _AT_ONCE)
+    parts = [_answer(reader, requests[start : start + _AT_ONCE], config, now_ms) for start in starts]
+    return Answers(parts, len(requests))
 
 
 def fan_out(
@@ -104,69 +119,146 @@ def fan_out(
     now_ms: int,
     seed: int | None = None,
 ) -> Answer:
+    """Candidates for one request from several shards, see :func:`fan_out_request`."""
+    return fan_out_request(readers, Request(item_ids, seed=seed), config, now_ms)
+
+
+def fan_out_request(
+    readers: Mapping[int, IndexReader], request: Request, config: RetrievalConfig, now_ms: int
+) -> Answer:
     """Candidates for one request from several shards, best first over all of them.
 
-    A trigger is indexed in one shard; in the others it votes for the leaf whose centroid is nearest.
+    A trigger is indexed in one shard; in the others it is one that is not indexed.
 
     Args:
         readers: shard number -> index; at least one.
-        item_ids: triggers; those live nowhere are reported in ``missing``.
+        request: triggers that are live nowhere are reported in ``missing``.
         config: k over all shards; K, weights in each.
-        now_ms: as :func:`retrieve`.
-        seed: as :func:`retrieve`.
+        now_ms: as :func:`retrieve_many`.
 
     Raises:
-        UsageError: as :func:`retrieve`.
+        UsageError: as :func:`retrieve_many`.
     """
     began = time.perf_counter()
-    at = {shard: reader.locate(item_ids) for shard, reader in readers.items()} if len(readers) > 1 else {}
+    vectors: dict[int, F32] = {}
+    for shard, reader in readers.items() if len(readers) > 1 else ():
+        with reader.frozen():
+            vectors[shard] = reader.locate(request.item_ids).vectors
     found: dict[int, Candidates] = {}
     for shard, reader in readers.items():
-        _check_decay(reader, config)
-        others = [each.vectors for other, each in at.items() if other != shard and len(each.vectors)]
-        with reader.frozen():
-            triggers = reader.locate(item_ids)
-            if others:
-                triggers = _join(reader, triggers, np.concatenate(others))
-            selected, members = _choose(reader, triggers, config, seed)
-        found[shard] = _score(reader, triggers, selected, members, config, now_ms, began)
-    return _merge(readers, found, item_ids, config.k, began)
+        others = [each for other, each in vectors.items() if other != shard and len(each)]
+        mine = request
+        if others:
+            given = [] if request.vectors is None else [request.vectors]
+            raws = request.raws
+            mine = replace(request, vectors=np.concatenate([*given, *others]), raws=raws)
+        found[shard] = retrieve_many(reader, [mine], config, now_ms)[0]
+    return _merge(readers, found, request.item_ids, config.k, began)
 
 
-def _check_decay(reader: IndexReader, config: RetrievalConfig) -> None:
-    if config.decay >= len(reader.meta.half_lives_s):
-        raise UsageError(
-            f"retrieval.decay is {config.decay}, but this index counts {len(reader.meta.half_lives_s)} half-lives, "
-            "numbered from 0"
+def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
+    began = time.perf_counter()
+    born_after = np.array(
+        [
+            engine.ANY_AGE if request.max_age_s is None else now_ms - int(request.max_age_s * 1_000)
+            for request in requests
+        ],
+        np.int64,
+    )
+    with reader.frozen():  # else a split in between would empty a leaf after it was chosen
+        triggers = _trace(reader, requests)
+        cold = (triggers.leaves < 0).any()
+        centroids = reader.centroids() if config.probes or cold else None
+        chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
+        served, skip = reader.serve(chosen.facet, chosen.leaf, triggers.skip)
+        triggers = replace(triggers, skip=skip)
+        found = engine.score(triggers, chosen, served, born_after, config, now_ms, reader.meta.half_lives_s)
+    elapsed_ms = (time.perf_counter() - began) * 1_000
+    return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """Answers as arrays of all requests; :meth:`one` cuts one out."""
+
+    chosen: engine.Chosen
+    found: engine.Found
+    missing: list[list[str]]
+    elapsed_ms: float
+
+    def one(self, at: int) -> Candidates:
+        chosen, found = self.chosen, self.found
+        begin, end, count = int(chosen.pointer[at]), int(chosen.pointer[at + 1]), int(found.count[at])
+        facets, leaves, slots = chosen.facet[begin:end], chosen.leaf[begin:end], found.slot[at, :count]
+        ends = chosen.voter_pointer[begin : end + 1].tolist()
+        return Candidates(
+            found.ordinal[at, :count],
+            found.score[at, :count].astype(np.float64),
+            facets[slots],
+            leaves[slots],
+            Selected(facets, leaves, chosen.weight[begin:end], [chosen.voters[a:b] for a, b in pairwise(ends)]),
+            int(found.scored[at]),
+            self.missing[at],
+            self.elapsed_ms,
         )
 
 
-def _join(reader: IndexReader, own: Located, vectors: F32) -> Located:
-    """Triggers of this shard and, (n, F, d), of others, with the leaves where those would lie here."""
-    columns = []
-    for number in range(vectors.shape[1]):
-        leaves, centroids = reader.centroids(number)
-        if not len(leaves):
-            return own  # nothing is indexed here
-        columns.append(leaves[_nearest_leaves(vectors[:, number], centroids, 1)[:, 0]])
-    return Located(
-        np.concatenate([own.ordinals, np.full(len(vectors), -1)]),
-        np.concatenate([own.leaves, np.stack(columns, 1)]),
-        np.concatenate([own.vectors, vectors]),
-        own.missing,
-    )
+class Answers(Sequence[Candidates]):
+    """Candidates of many requests, cut out of the arrays they were computed in when asked for."""
+
+    def __init__(self, parts: Sequence[_Answered], count: int) -> None:
+        self._parts = parts
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Candidates: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Candidates]: ...
+    def __getitem__(self, at: int | slice) -> Candidates | list[Candidates]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(self._count)[at]]
+        number = range(self._count)[at]
+        return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
 
 
-def _choose(
-    reader: IndexReader, triggers: Located, config: RetrievalConfig, seed: int | None
-) -> tuple[Selected, list[I64]]:
-    """The leaves that answer, and the members of each that are scored."""
-    selected = select_leaves(_votes(reader, triggers, config.probes), config.indices, config.selection, seed)
-    members = [
-        reader.members(facet, leaf, config.scan)
-        for facet, leaf in zip(selected.facet.tolist(), selected.leaf.tolist(), strict=True)
-    ]
-    return selected, members
+def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
+    """Triggers of all requests: the indexed ones first, then those given as vectors."""
+    ends = _pointers([request.item_ids for request in requests])
+    located = reader.locate([item_id for request in requests for item_id in request.item_ids])
+    if not located.missing and not any(request.exclude or request.vectors is not None for request in requests):
+        nothing: list[list[str]] = [[] for _ in requests]
+        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals, nothing)
+    each = [_traced(reader, request) for request in requests]
+    leaves, vectors, skips, missing = (list(column) for column in zip(*each, strict=True))
+    return Triggers(
+        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
+        missing,
+    )  # fmt: skip
+
+
+def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:
+    """Leaves and embeddings of one request's triggers, ordinals to skip, ids that are missing."""
+    located = reader.locate(request.item_ids)
+    own, embedded, skip = located.leaves, located.vectors, located.ordinals
+    if request.exclude:
+        skip = np.unique(np.concatenate([skip, reader.ordinals(request.exclude)]))
+    if request.vectors is not None and len(request.vectors):
+        given = np.ascontiguousarray(request.vectors, np.float32)
+        cold = np.full(given.shape[:2], -1, np.int64)
+        if request.raws is not None:
+            known = len(request.raws)
+            cold[:known] = reader.enter(given[:known], request.raws)
+        own, embedded = np.concatenate([own, cold]), np.concatenate([embedded, given])
+    return own, embedded, skip, located.missing
+
+
+def _pointers(lists: Sequence[Sized]) -> I64:
+    out = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum([len(each) for each in lists], out=out[1:])
+    return out
 
 
 def _merge(
@@ -189,90 +281,6 @@ def _merge(
         [item_id for item_id in item_ids if item_id in missing],
         (time.perf_counter() - began) * 1_000,
     )
-
-
-def _score(
-    reader: IndexReader,
-    triggers: Located,
-    selected: Selected,
-    members: list[I64],
-    config: RetrievalConfig,
-    now_ms: int,
-    began: float,
-) -> Candidates:
-    """The best of the members, each leaf with its share of the results."""
-    parts = [_score_leaf(reader, triggers, selected, at, found, config, now_ms) for at, found in enumerate(members)]
-    lengths = np.array([len(part[0]) for part in parts], np.int64)
-    ordinals = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, np.int64)
-    scores = np.concatenate([part[1] for part in parts]) if parts else np.empty(0)
-    quota = np.maximum(1, np.rint(config.k * selected.weight / max(selected.weight.sum(), 1e-12))).astype(np.int64)
-    rank = np.concatenate([np.arange(n) for n in lengths]) if parts else np.empty(0, np.int64)
-    slot = np.repeat(np.arange(len(parts)), lengths)
-    within_quota = rank < quota[slot] if parts else np.empty(0, np.bool_)
-
-    # Best first among those within quota, then best first among the rest; the first appearance of an item counts.
-    order = np.lexsort((ordinals, -scores, ~within_quota))
-    _, first = np.unique(ordinals[order], return_index=True)
-    chosen = ordinals[order[np.sort(first)][: config.k]]
-    # Which leaf let an item in does not matter any more: it is shown where it scored best.
-    by_item = np.lexsort((slot, -scores, ordinals))
-    distinct, best = np.unique(ordinals[by_item], return_index=True)
-    kept = by_item[best[np.searchsorted(distinct, chosen)]]
-    kept = kept[np.lexsort((ordinals[kept], -scores[kept]))]
-    return Candidates(
-        ordinals[kept],
-        scores[kept],
-        selected.facet[slot[kept]],
-        selected.leaf[slot[kept]],
-        selected,
-        int(lengths.sum()),
-        triggers.missing,
-        (time.perf_counter() - began) * 1_000,
-    )
-
-
-def _votes(reader: IndexReader, triggers: Located, probes: int) -> Votes:
-    """One vote of each trigger for its leaf in each facet, half a vote for each of its nearest other leaves."""
-    n, facets = triggers.leaves.shape
-    facet = np.tile(np.arange(facets), n)
-    trigger = np.repeat(np.arange(n), facets)
-    parts = [(facet, triggers.leaves.ravel(), trigger, np.ones(n * facets))]
-    for number in range(facets if probes and n else 0):
-        leaves, centroids = reader.centroids(number)
-        near = _nearest_leaves(triggers.vectors[:, number], centroids, probes + 1)
-        found = leaves[near]
-        rows = np.repeat(np.arange(n), near.shape[1])
-        other = found.ravel() != triggers.leaves[rows, number]
-        rank = np.cumsum(other.reshape(near.shape), axis=1).ravel()
-        keep = other & (rank <= probes)
-        parts.append((np.full(keep.sum(), number), found.ravel()[keep], rows[keep], np.full(int(keep.sum()), 0.5)))
-    return Votes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def _nearest_leaves(vectors: F32, centroids: F32, count: int) -> I64:
-    distance = (centroids * centroids).sum(1)[None, :] - 2 * (vectors @ centroids.T)
-    count = min(count, distance.shape[1])
-    near = np.argpartition(distance, count - 1, axis=1)[:, :count]
-    return np.take_along_axis(near, np.take_along_axis(distance, near, 1).argsort(1, kind="stable"), 1)
-
-
-def _score_leaf(
-    reader: IndexReader,
-    triggers: Located,
-    selected: Selected,
-    at: int,
-    members: I64,
-    config: RetrievalConfig,
-    now_ms: int,
-) -> tuple[I64, npt.NDArray[np.float64]]:
-    """A leaf's members without the triggers, best first, with their scores."""
-    facet = int(selected.facet[at])
-    members = members[~np.isin(members, triggers.ordinals)]
-    wanted = triggers.vectors[selected.voters[at], facet]
-    similarity = (reader.vectors(facet, members) @ wanted.T).max(1) if len(members) else np.empty(0)
-    scores = config.similarity_weight * similarity.astype(np.float64) + prior(reader, members, config, now_ms)
-    order = np.lexsort((members, -scores))
-    return members[order], scores[order]
 
 
 def prior(reader: IndexReader, ordinals: I64, config: RetrievalConfig, now_ms: int) -> npt.NDArray[np.float64]:

@@ -60,7 +60,10 @@ def items(view: LiveView, ordinals: I64 | slice) -> ItemColumns:
 
 def vectors(view: LiveView, facet: int, ordinals: I64) -> F16:
     """(n, d) float16 facet embeddings; zeros of items that are not live."""
-    return np.array(view.items["vector"][ordinals, facet])
+    live = view.items["state"][ordinals] == ItemState.LIVE
+    out = np.zeros((len(ordinals), view.meta.dim), np.float16)
+    out[live] = view.vectors(ordinals[live], facet)
+    return out
 
 
 def counters(view: LiveView, ordinals: I64 | slice) -> CounterRows:

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from indexer import report
-from indexer.retrieval.readers import IndexReader, StoreReader
+from indexer.order import Order
+from indexer.retrieval.readers import IndexReader
 from indexer.retrieval.retrieve import fan_out
+from indexer.retrieval.store_reader import StoreReader
 from indexer.snapshots import SnapshotFollower
 from indexer.store import now_ms
 from schemas.config import Config, RetrievalConfig
@@ -29,11 +31,11 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _readers(found: Config, snapshots: str | None) -> Iterator[Mapping[int, IndexReader]]:
+def _readers(found: Config, wanted: RetrievalConfig, snapshots: str | None) -> Iterator[Mapping[int, IndexReader]]:
     """Shard number -> what answers."""
     if snapshots is None:
         with open_for_reading(found) as stores:
-            yield {shard: StoreReader(store) for shard, store in stores.items()}
+            yield {shard: StoreReader(store, Order.of(wanted)) for shard, store in stores.items()}
         return
     with tempfile.TemporaryDirectory(prefix="facetstream-snapshots-") as cache:
         follower = SnapshotFollower(snapshots, Path(cache))
@@ -71,7 +73,7 @@ def query(
         raise UsageError(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (given: {problem['input']})"
         ) from None
-    with _readers(found, snapshots) as readers:
+    with _readers(found, wanted, snapshots) as readers:
         reply = report.query_reply(item, fan_out(readers, item, wanted, when, seed))
     if len(reply.missing) == len(item):
         raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")

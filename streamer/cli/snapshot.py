@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from indexer.loading import load_view
 from indexer.snapshots import Publisher, SnapshotFollower, target_at
-from indexer.view import load_view
 from schemas.config import Config
 from schemas.errors import UsageError
 from streamer.asking import ask_daemon, running_daemon

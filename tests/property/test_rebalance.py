@@ -284,7 +284,10 @@ def test_a_split_plan_is_dropped_when_most_of_its_members_left(tmp_path: Path) -
     with index:
         index.writer.apply(batch_of(upserts([1, 1, 1, 1, 1, 1])))
         apply_bounds(index.writer, (1, 2))
-        index.view.items["vector"][:, 0, 0] += np.arange(6, dtype=np.float16) / 64  # tell them apart in this facet
+        every, rows = np.arange(6), index.view.facets[0].members.rows(index.view.items["leaf"][:, 0])
+        vectors = index.view.vectors(every, 0)
+        vectors[:, 0] += np.arange(6, dtype=np.float16) / 64  # tell them apart in this facet
+        index.view.members.set_vectors(rows, every, vectors)
         [plan] = [
             plan
             for plan in plan_round(index.view, (1, 2), chosen.rebalance, merges=False)
@@ -326,7 +329,8 @@ def test_readers_find_every_item_in_exactly_one_leaf_a_facet_while_leaves_split_
                 looks["looks"] += 1
 
         def alive_of(reader: ViewReader, facet: int) -> list[int]:
-            return reader.centroids(facet)[0].tolist()
+            table = reader.centroids()
+            return table.leaf[table.pointer[facet] : table.pointer[facet + 1]].tolist()
 
         def live_of(view: Any) -> list[int]:
             return np.flatnonzero(view.items["state"] == ItemState.LIVE).tolist()

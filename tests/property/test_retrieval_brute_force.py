@@ -14,22 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.index import Index
-from indexer.retrieval.readers import StoreReader, ViewReader
+from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import Candidates, prior, retrieve
 from indexer.retrieval.select import Votes, select_leaves
+from indexer.retrieval.store_reader import StoreReader
 from indexer.store import Store
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
-from tests.builders import FACETS, HALF_LIVES_S, Record, batch_of, fill, open_index, rebalance, vector_of
+from tests.builders import FACETS, HALF_LIVES_S, Record, batch_of, config, fill, open_index, rebalance, vector_of
 
 NOW_MS = 100_000
+ALWAYS_ORDERED = config(retrieval={"order_slack": 0})
 ITEMS = 60
 
 
 @contextmanager
 def an_index(seeds: list[int], *, engaged: int = 30, balanced: bool = True) -> Iterator[Index]:
     """Items ``i0`` ..., every seventh deleted, some of them engaged."""
-    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store")) as index:
+    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store"), ALWAYS_ORDERED) as index:
         fill(index, seeds)
         rng = np.random.default_rng(len(seeds))
         index.writer.apply(
@@ -100,7 +102,7 @@ def test_whatever_is_asked_the_answer_is_in_order_and_true(
         with Store.open_secondary(index.store.path) as store:
             assert same(found, retrieve(StoreReader(store), triggers, config, NOW_MS, seed))
         index.close()
-        with open_index(index.store.path) as again:
+        with open_index(index.store.path, ALWAYS_ORDERED) as again:
             assert same(found, retrieve(ViewReader(again.view), triggers, config, NOW_MS, seed))
 
 
@@ -112,6 +114,10 @@ def brute_force(
     at = [index.view.by_id[name] for name in triggers if name in index.view.by_id]
     at = [ordinal for ordinal in at if items["state"][ordinal] == 1]
     every = np.flatnonzero(items["state"] == 1)
+    vectors = [
+        dict(zip(every.tolist(), index.view.vectors(every, facet).astype(np.float64), strict=True))
+        for facet in range(FACETS)
+    ]
     extra = dict(zip(every.tolist(), prior(ViewReader(index.view), every, config, NOW_MS).tolist(), strict=True))
     for facet, leaf, voters in zip(
         found.selected.facet.tolist(), found.selected.leaf.tolist(), found.selected.voters, strict=True
@@ -119,10 +125,8 @@ def brute_force(
         for ordinal in every.tolist():
             if items["leaf"][ordinal, facet] != leaf or ordinal in at:
                 continue
-            mine = items["vector"][ordinal, facet].astype(np.float64)
-            similarity = max(
-                float(mine @ items["vector"][at[voter], facet].astype(np.float64)) for voter in voters.tolist()
-            )
+            mine = vectors[facet][ordinal]
+            similarity = max(float(mine @ vectors[facet][at[voter]]) for voter in voters.tolist())
             score = config.similarity_weight * similarity + extra[ordinal]
             best, where = out.get(ordinal, (-np.inf, set()))
             if abs(score - best) < 1e-5:

@@ -11,8 +11,8 @@ import pytest
 from indexer import report
 from indexer.index import Index
 from indexer.logical_state import LogicalState, differences, logical_state
-from indexer.retrieval.readers import StoreReader
 from indexer.retrieval.retrieve import fan_out
+from indexer.retrieval.store_reader import StoreReader
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError
 from tests.builders import CODEWORDS, FACETS, Record, assign, batch_of, fill, open_index, rebalance, vectors_of
@@ -65,7 +65,23 @@ def test_an_item_is_told_with_its_codes_leaves_counts_and_source(index: Index) -
     assert found.counters == {"click": 2, "like": 1}
     assert found.last_engaged_at == 5_000
     assert (found.source.topic, found.source.partition, found.source.offset) == ("items", 0, 2)
-    raw = assign(vectors_of([Record("", 0, "", 0, tuple(index.view.items["vector"][2].ravel().tolist())).event]))[0]
+    raw = assign(
+        vectors_of(
+            [
+                Record(
+                    "",
+                    0,
+                    "",
+                    0,
+                    tuple(
+                        np.concatenate(
+                            [index.view.vectors(np.array([2]), facet)[0] for facet in range(FACETS)]
+                        ).tolist()
+                    ),
+                ).event
+            ]
+        )
+    )[0]
     for facet in range(FACETS):
         row = found.facets[facet]
         assert row.raw == raw[facet] == row.code[0] * CODEWORDS + row.code[1]

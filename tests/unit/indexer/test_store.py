@@ -11,8 +11,8 @@ from rocksdict import AccessType, Rdict
 
 from indexer import rocksdb, write_batch
 from indexer.index import Index
+from indexer.loading import load_view
 from indexer.store import Store
-from indexer.view import load_view
 from schemas.errors import StoreCorruptError, StoreError, StoreLockedError, StoreMismatchError
 from tests.builders import Record, assert_sound, batch_of, codewords, config, fill, open_index, store_meta, upserts
 

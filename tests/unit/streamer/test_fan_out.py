@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from indexer.index import Index
-from indexer.retrieval.readers import StoreReader, ViewReader
+from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import fan_out
+from indexer.retrieval.store_reader import StoreReader
 from schemas.config import RetrievalConfig
 from tests.builders import batch_of, open_index, rebalance, upserts
 

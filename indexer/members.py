@@ -1,0 +1,274 @@
+"""Posting lists with their embeddings, contiguous in leaf order: what a request reads is one run of memory a leaf."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer import member_kernels as kernels
+from indexer.ragged import spans
+
+I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+F16 = npt.NDArray[np.float16]
+F32 = npt.NDArray[np.float32]
+
+_SLACK: Final = 1 << 10
+_GROWTH: Final = 1.15
+"""Rooms are steps of this ladder, so that a room left by one row fits another."""
+_WASTE: Final = 0.2
+"""The pool is rewritten when more of it than this is abandoned room."""
+
+
+class MemberPool:
+    """Members of all leaves of all facets: ordinals, heats and float16 embeddings in three arrays, row by row.
+
+    Row ``leaf * facets + facet`` is a leaf's posting list. A row that outgrows its room moves to a room that another
+    one left, else to the end; the pool is rewritten when too much of it is abandoned.
+
+    Attributes:
+        start, length, room: (R,) of each row, in members.
+        ordered: (R,) how many members from the first on are in order; those behind came since, newest last.
+        touched: (R,) how many members came or were engaged since the row was sorted.
+        ordinal: (C,) uint32; heat: (C,) float32, see :mod:`indexer.order`; bits: (C, d) uint16, embeddings as bits of
+            float16.
+        place: (items, facets) uint32: where in its leaf each live item stands.
+    """
+
+    def __init__(self, facets: int, dim: int) -> None:
+        self.facets = facets
+        self.start, self.length, self.room = (np.zeros(0, np.int64) for _ in range(3))
+        self.ordered, self.touched = (np.zeros(0, np.int64) for _ in range(2))
+        self.ordinal = np.zeros(_SLACK, np.uint32)
+        self.heat = np.zeros(_SLACK, np.float32)
+        self.bits = np.zeros((_SLACK, dim), np.uint16)
+        self.place = np.zeros((0, facets), np.uint32)
+        self._used = 0
+        self._free: dict[int, list[int]] = {}
+        self._abandoned = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, spare room included."""
+        arrays = (self.start, self.length, self.room, self.ordered, self.touched, self.ordinal, self.heat, self.bits)
+        return sum(array.nbytes for array in arrays) + self.place.nbytes
+
+    def ensure_rows(self, rows: int) -> None:
+        """Make rows up to ``rows - 1`` exist, empty."""
+        have = len(self.start)
+        if rows > have:
+            grow = np.zeros(max(rows, have + have // 2) - have, np.int64)
+            self.start, self.length, self.room, self.ordered, self.touched = (
+                np.concatenate([array, grow])
+                for array in (self.start, self.length, self.room, self.ordered, self.touched)
+            )
+
+    def ensure_items(self, count: int) -> None:
+        """Make room for the places of ``count`` items."""
+        have = len(self.place)
+        if count > have:
+            place = np.zeros((max(count, have + have // 4, 1_024), self.facets), np.uint32)
+            place[:have] = self.place
+            self.place = place
+
+    def row(self, row: int) -> U32:
+        """Ordinals of one row, copied."""
+        start = self.start[row]
+        return self.ordinal[start : start + self.length[row]].copy()
+
+    def gather(self, rows: I64) -> tuple[U32, I64]:
+        """The rows' ordinals one after the other, and (len(rows),) how many each gave."""
+        lengths = self.length[rows]
+        return self.ordinal[spans(self.start[rows], lengths)], lengths
+
+    def vectors(self, rows: I64, ordinals: npt.NDArray[np.integer]) -> F16:
+        """(n, d) float16 embeddings of members, each in the row it is in; both arguments (n,)."""
+        return np.asarray(self.bits[self.start[rows] + self.place[ordinals, rows % self.facets]].view(np.float16))
+
+    def holds(self, rows: I64, ordinals: I64) -> npt.NDArray[np.bool_]:
+        """(n,) whether each item stands in the row given."""
+        there = rows < len(self.start)
+        rows = np.where(there, rows, 0)
+        place = self.place[ordinals, rows % self.facets]
+        there &= place < self.length[rows] if len(self.length) else False
+        return np.asarray(there & (self.ordinal[np.where(there, self.start[rows] + place, 0)] == ordinals))
+
+    def append(self, rows: I64, ordinals: npt.NDArray[np.integer], vectors: F16, heats: F32) -> None:
+        """Put members at the end of their rows; all (n,), vectors (n, d), rows in any order and repeated at will."""
+        if not len(rows):
+            return
+        touched, count = np.unique(rows, return_counts=True)
+        self._make_room(touched, self.length[touched] + count)
+        kernels.append(
+            self.start,
+            self.length,
+            self.touched,
+            self.ordinal,
+            self.heat,
+            self.bits,
+            self.place,
+            rows,
+            ordinals.astype(np.uint32),
+            np.ascontiguousarray(vectors).view(np.uint16),
+            heats,
+        )
+
+    def remove(self, rows: I64, ordinals: npt.NDArray[np.integer]) -> None:
+        """Take members out of the rows they are in; both (n,), distinct."""
+        if len(rows):
+            kernels.remove(
+                self.start,
+                self.length,
+                self.ordered,
+                self.ordinal,
+                self.heat,
+                self.bits,
+                self.place,
+                rows,
+                ordinals.astype(np.uint32),
+            )
+
+    def take(self, row: int) -> tuple[U32, F16, F32]:
+        """Empty a row and return what it held: ordinals, vectors, heats."""
+        at = slice(self.start[row], self.start[row] + self.length[row])
+        out = self.ordinal[at].copy(), self.bits[at].copy().view(np.float16), self.heat[at].copy()
+        self._release(row)
+        return out
+
+    def sort(self, rows: I64, created_at: I64, creation: float, half_life_s: int, landmark: int) -> None:
+        """Put rows in order, see :mod:`indexer.order`. ``created_at`` is (items,) epoch milliseconds."""
+        kernels.sort(
+            self.start,
+            self.length,
+            self.ordered,
+            self.touched,
+            self.ordinal,
+            self.heat,
+            self.bits,
+            self.place,
+            created_at,
+            rows,
+            creation,
+            half_life_s * 1_000.0,
+            float(landmark),
+        )
+
+    def engage(self, leaf: U32, ordinals: I64, heats: F32) -> None:
+        """New heats of live items, (n,) distinct. ``leaf`` is (items, facets)."""
+        kernels.engage(self.start, self.touched, self.heat, self.place, leaf, ordinals, heats)
+
+    def reheat(self, heats: F32) -> None:
+        """All heats anew, (items,)."""
+        kernels.reheat(self.start, self.length, self.ordinal, self.heat, heats)
+
+    def set_vectors(self, rows: I64, ordinals: npt.NDArray[np.integer], vectors: F16) -> None:
+        """New embeddings of members that stay in their rows; all (n,), vectors (n, d)."""
+        at = self.start[rows] + self.place[ordinals, rows % self.facets]
+        if len(at) and (self.ordinal[at] != ordinals).any():
+            raise ValueError("an item is not in the leaf that it is said to be in")
+        self.bits[at] = np.ascontiguousarray(vectors).view(np.uint16)
+
+    def fill(self, rows: I64, ordinals: U32) -> None:
+        """Build at once, embeddings zero: ``ordinals[i]`` into row ``rows[i]``, in order of rows."""
+        self.length[:] = np.bincount(rows, minlength=len(self.length))
+        self.room[:] = np.where(self.length > 0, _rooms(self.length), 0)
+        self.start[:] = np.cumsum(self.room) - self.room
+        self._used = int(self.room.sum())
+        self._resize(self._used + self._used // 16 + _SLACK)
+        order = np.argsort(rows, kind="stable")
+        self.ordinal[spans(self.start, self.length)] = ordinals[order]
+        kernels.set_places(self.start, self.length, self.ordinal, self.place)
+
+    def _release(self, row: int) -> None:
+        room = int(self.room[row])
+        if room:
+            self._free.setdefault(room, []).append(int(self.start[row]))
+            self._abandoned += room
+        self.start[row] = self.length[row] = self.room[row] = self.ordered[row] = self.touched[row] = 0
+
+    def _make_room(self, rows: I64, need: I64) -> None:
+        """Have room for ``need`` members in each of the rows, (n,) distinct; their members stay."""
+        if not (need > self.room[rows]).any():
+            return
+        if self._abandoned > _WASTE * self._used + _SLACK:
+            self._rewrite(int(_rooms(need).sum()))  # takes the room of empty rows, also of those to be filled now
+        short = need > self.room[rows]
+        rows, rooms = rows[short], _rooms(need[short])
+        starts = np.empty(len(rows), np.int64)
+        fresh = self._used
+        for at, room in enumerate(rooms.tolist()):
+            free = self._free.get(room)
+            if free:
+                starts[at] = free.pop()
+                self._abandoned -= room
+            else:
+                starts[at] = fresh
+                fresh += room
+        if fresh > len(self.ordinal):
+            self._resize(fresh + fresh // 8 + _SLACK)
+        self._used = fresh
+        lengths = self.length[rows]
+        into, out = spans(starts, lengths), spans(self.start[rows], lengths)
+        for array in (self.ordinal, self.heat, self.bits):
+            array[into] = array[out]
+        for row, start, room in zip(rows.tolist(), starts.tolist(), rooms.tolist(), strict=True):
+            length, ordered, touched = self.length[row], self.ordered[row], self.touched[row]
+            self._release(row)
+            self.start[row], self.room[row] = start, room
+            self.length[row], self.ordered[row], self.touched[row] = length, ordered, touched
+
+    def _resize(self, size: int) -> None:
+        """Arrays of ``size`` members; what is in use stays."""
+        keep = min(self._used, len(self.ordinal))
+        for name in ("ordinal", "heat", "bits"):
+            old = getattr(self, name)
+            new = np.zeros((size, *old.shape[1:]), old.dtype)
+            new[:keep] = old[:keep]
+            setattr(self, name, new)
+
+    def _rewrite(self, extra: int) -> None:
+        """Squeeze abandoned room out."""
+        rooms = np.where(self.length > 0, self.room, 0)
+        starts = np.cumsum(rooms) - rooms
+        used = int(rooms.sum())
+        into, out = spans(starts, self.length), spans(self.start, self.length)
+        for name in ("ordinal", "heat", "bits"):
+            old = getattr(self, name)
+            new = np.zeros((used + extra + (used + extra) // 8 + _SLACK, *old.shape[1:]), old.dtype)
+            new[into] = old[out]
+            setattr(self, name, new)
+        self.room, self.start, self._used = rooms, starts, used
+        self._free, self._abandoned = {}, 0
+
+
+def _rooms(need: I64) -> I64:
+    """The least room on the ladder for each of (n,) lengths."""
+    steps = np.ceil(np.log(np.maximum(need, 4)) / np.log(_GROWTH))
+    return np.asarray(np.ceil(_GROWTH**steps / 4).astype(np.int64) * 4)
+
+
+class FacetMembers:
+    """The posting lists of one facet: the pool's rows by leaf id."""
+
+    def __init__(self, pool: MemberPool, facet: int) -> None:
+        self.pool = pool
+        self.facet = facet
+
+    @property
+    def lengths(self) -> I64:
+        """(leaves,) length of each posting list; a live view, do not write."""
+        return self.pool.length[self.facet :: self.pool.facets]
+
+    def rows(self, leaves: npt.NDArray[np.integer]) -> I64:
+        """Rows of the pool."""
+        return leaves.astype(np.int64) * self.pool.facets + self.facet
+
+    def row(self, leaf: int) -> U32:
+        """Ordinals of one leaf, copied, in the order they are kept in."""
+        return self.pool.row(leaf * self.pool.facets + self.facet)
+
+    def gather(self, leaves: npt.NDArray[np.integer]) -> tuple[U32, I64]:
+        """Ordinals of the leaves one after the other, and (len(leaves),) how many each gave."""
+        return self.pool.gather(self.rows(leaves))

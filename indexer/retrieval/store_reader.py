@@ -1,0 +1,177 @@
+"""Reading a store directly, for tools beside a running daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer import keys
+from indexer.counters import CounterRows, decayed_counts
+from indexer.keys import ItemState
+from indexer.members import MemberPool
+from indexer.order import Order, heat_of, landmark_at
+from indexer.retrieval.readers import Located
+from indexer.retrieval.request import Centroids, Served
+from indexer.routing import nearest_of
+from indexer.store import Store
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+_ORDERED = Order()
+
+
+class StoreReader:
+    """An :class:`indexer.retrieval.readers.IndexReader` on a store; consistent between two catch-ups.
+
+    Posting lists are put in order as they are read: always wholly, as with an ``order.slack`` of 0.
+    """
+
+    def __init__(self, store: Store, order: Order = _ORDERED) -> None:
+        self._store = store
+        self._order = order
+        self.meta = store.meta()
+        self._kinds = len(store.totals().kinds)
+
+    def frozen(self) -> AbstractContextManager[object]:
+        """See :class:`IndexReader`; a store stands still between two catch-ups."""
+        return nullcontext()
+
+    def locate(self, item_ids: Sequence[str]) -> Located:
+        """See :class:`IndexReader`."""
+        found: list[int] = []
+        leaves: list[npt.NDArray[np.uint32]] = []
+        missing: list[str] = []
+        for item_id in item_ids:
+            key = self._store.get("ids", item_id.encode())
+            value = None if key is None else self._store.get("items", key)
+            record = None if value is None else keys.item_record(value, self.meta.facets)
+            if key is None or record is None or record.state != ItemState.LIVE:
+                missing.append(item_id)
+            else:
+                found.append(keys.u64(key, "ids"))
+                leaves.append(record.leaf)
+        ordinals = np.array(found, np.int64)
+        vectors = self._store.vectors(ordinals, self.meta.facets, self.meta.dim).astype(np.float32)
+        stacked = np.array(leaves, np.int64).reshape(-1, self.meta.facets)
+        return Located(ordinals, stacked, vectors, missing)
+
+    def ordinals(self, item_ids: Sequence[str]) -> I64:
+        """See :class:`IndexReader`."""
+        found = self._store.get_many("ids", [item_id.encode() for item_id in item_ids])
+        return np.array([keys.u64(value, "ids") for value in found if value is not None], np.int64)
+
+    def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
+        """See :class:`IndexReader`."""
+        out = np.full(raws.shape, -1, np.int64)
+        for facet in range(raws.shape[1]):
+            for row, raw in enumerate(raws[:, facet].tolist()):
+                value = self._store.get("routes", keys.FACET_U32.pack(facet, raw))
+                if value is None:
+                    continue
+                candidates = keys.u32_values(value, "routes").astype(np.int64)
+                centroids = np.stack([self._centroid(facet, leaf) for leaf in candidates.tolist()])
+                every = np.arange(len(candidates))
+                at = nearest_of(vectors[row : row + 1, facet], centroids, every, np.array([len(every)]))
+                out[row, facet] = candidates[at[0]]
+        return out
+
+    def _centroid(self, facet: int, leaf: int) -> F32:
+        value = self._store.get("leaves", keys.FACET_U32.pack(facet, leaf))
+        return keys.leaf_record(value or b"").centroid
+
+    def centroids(self) -> Centroids:
+        """See :class:`IndexReader`."""
+        facets = []
+        for facet in range(self.meta.facets):
+            ids: list[int] = []
+            centroids: list[F32] = []
+            for key, value in self._store.scan("leaves", bytes([facet])):
+                ids.append(keys.numbered(key, "leaves"))
+                centroids.append(keys.leaf_record(value).centroid)
+            facets.append((np.array(ids, np.int64), np.array(centroids, np.float32).reshape(-1, self.meta.dim)))
+        return Centroids.of(facets)
+
+    def posting(self, facet: int, leaf: int) -> I64:
+        """Members of a posting list, ascending."""
+        found = list(self._store.scan_keys("postings", keys.FACET_U32.pack(facet, leaf)))
+        return keys.posting_arrays(found)[2]
+
+    def members(self, facet: int, leaf: int, limit: int) -> I64:
+        """See :class:`IndexReader`."""
+        served, _ = self.serve(np.array([facet]), np.array([leaf]), np.empty(0, np.int64))
+        row = leaf * self.meta.facets + facet
+        at = served.ordinal[served.start[row] : served.start[row] + served.length[row]][:limit]
+        return np.empty(0, np.int64) if served.names is None else served.names[at]
+
+    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:
+        """See :class:`IndexReader`; a pool of the leaves that are asked for, in order."""
+        count, dim = self.meta.facets, self.meta.dim
+        rows = np.unique(leaves * count + facets)
+        lists = [self.posting(int(row % count), int(row // count)) for row in rows.tolist()]
+        every = np.concatenate(lists) if lists else np.empty(0, np.int64)
+        names, members = np.unique(every, return_inverse=True)
+
+        counters, landmark, window = self.counters(names), 0, self._order.window
+        if window >= len(self.meta.half_lives_s):
+            window = -1
+        half_life_s = self.meta.half_lives_s[window]
+        landmark = landmark_at(self._store.totals().stream_time_ms, half_life_s)
+        created_at = self.created_at(names)
+        pool = MemberPool(count, dim)
+        pool.ensure_rows(int(rows.max(initial=-1)) + 1)
+        pool.ensure_items(max(1, len(names)))
+        row_of = np.repeat(rows, [len(each) for each in lists])
+        vectors = self._store.vectors(names, count, dim)
+        heats = heat_of(counters, window, landmark)
+        pool.append(row_of, members, vectors[members, row_of % count], heats[members])
+        pool.sort(rows, created_at, self._order.creation, half_life_s, landmark)
+        leaf = np.zeros((max(1, len(names)), count), np.uint32)
+        leaf[members, row_of % count] = row_of // count
+        served = Served(
+            pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
+            leaf, created_at, counters.last_at, counters.epochs, counters.decayed,
+            window % len(self.meta.half_lives_s), landmark, int(counters.last_at.max(initial=0)), names,
+        )  # fmt: skip
+        at = np.minimum(np.searchsorted(names, skip), max(0, len(names) - 1))
+        there = names[at] == skip if len(names) else np.zeros(len(skip), np.bool_)
+        return served, np.where(there, at, -1)
+
+    def vectors(self, facet: int, ordinals: I64) -> F32:
+        """See :class:`IndexReader`."""
+        return self._store.vectors(ordinals, self.meta.facets, self.meta.dim)[:, facet].astype(np.float32)
+
+    def counters(self, ordinals: I64) -> CounterRows:
+        """Counters of n ordinals, zero where an item has none."""
+        windows = len(self.meta.half_lives_s)
+        base = keys.stats_dtype(windows, 0).itemsize
+        packed = np.zeros(len(ordinals), keys.stats_dtype(windows, self._kinds))
+        width = packed.dtype.itemsize
+        for row, value in enumerate(self._store.get_many("stats", keys.ordinal_keys(ordinals))):
+            if value is not None:
+                whole = value.ljust(width, b"\0") if len(value) >= base else b"\0" * width
+                packed[row] = np.frombuffer(whole[:width], packed.dtype)[0]
+        return CounterRows(
+            *(
+                np.ascontiguousarray(packed[name]).copy()
+                for name in ("counts", "epochs", "decayed", "value_sum", "last_at")
+            )
+        )
+
+    def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
+        """See :class:`IndexReader`."""
+        return decayed_counts(self.counters(ordinals), now_ms, self.meta.half_lives_s)[:, window]
+
+    def created_at(self, ordinals: I64) -> I64:
+        """See :class:`IndexReader`."""
+        values = self._store.get_many("items", keys.ordinal_keys(ordinals))
+        times = [0 if value is None else keys.item_record(value, self.meta.facets).created_at for value in values]
+        return np.array(times, np.int64)
+
+    def item_ids(self, ordinals: I64) -> list[str]:
+        """See :class:`IndexReader`."""
+        values = self._store.get_many("items", keys.ordinal_keys(ordinals))
+        return ["" if value is None else keys.item_record(value, self.meta.facets).item_id for value in values]
