@@ -7,7 +7,8 @@ go through the writer and are rebalanced until idle. A request is five random it
 leaf of each trigger and its nearest neighbours ("probes"), whole, without a prior and without shares by votes; with
 "first 64 with prior" the defaults in all else. The peers are faiss IVF-Flat (1,024 lists, 4,096 from 600,000 items on)
 and HNSW M16 (efConstruction 80), one index a facet, 500 neighbours for each trigger and facet, the union's best 500.
-Recall is the share of what 15 exact searches give that way: the best there are. Requests go one by one; "batches of 64" is ours alone.
+Recall is the share of what 15 exact searches give that way: the best there are. Requests go one by one; "batches of
+64" is ours alone.
 
 Units: requests per second of the thread's own time, as other processes may run beside it; milliseconds of the clock.
 """
