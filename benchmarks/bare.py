@@ -129,7 +129,7 @@ class _Bare:
         one, zero = np.ones(n, np.uint8), np.zeros(n, np.uint16)
         write, its_keys = self._store.batch(), keys.ordinal_keys(ordinals)
         write.put_many(
-            "items", its_keys, keys.item_values(one, zero, times, times, offsets, encoded.raw, encoded.raw, ids)
+            "items", its_keys, keys.item_values(one, zero, zero, times, times, offsets, encoded.raw, encoded.raw, ids)
         )
         write.put_many("ids", [item_id.encode() for item_id in ids], its_keys)
         joined = encoded.vectors.tobytes()

@@ -30,6 +30,7 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     """
     view = LiveView(store.meta(), store.totals(), codewords, order)
     view.positions = store.offsets()
+    view.labels = store.labels()
     _load_items(store, view)
     _load_stats(store, view)
     postings = [_load_facet(store, view, facet) for facet in range(view.meta.facets)]
@@ -81,7 +82,7 @@ def _load_items(store: Store, view: LiveView) -> None:
     for many_keys, values in _chunks(store.scan("items")):
         ordinals = _ordinals(many_keys, total, "items")
         rows = _fixed(values, dtype, "items")
-        for name in ("state", "source", "created_at", "occurred_at", "offset", "raw", "leaf"):
+        for name in ("state", "source", "labels", "created_at", "occurred_at", "offset", "raw", "leaf"):
             items[name][ordinals] = rows[name]
         for ordinal, value in zip(ordinals.tolist(), values, strict=True):
             item_id = value[dtype.itemsize :].decode()

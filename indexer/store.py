@@ -20,6 +20,7 @@ from rocksdict import AccessType, Rdict, WriteOptions
 
 from indexer import keys
 from indexer.failpoints import failpoint
+from indexer.labels import LabelTable, table_of
 from indexer.rocksdb import (
     check_end,
     check_manifest,
@@ -31,7 +32,7 @@ from indexer.rocksdb import (
 )
 from indexer.write_batch import Batch
 from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
-from schemas.store import StoreMeta, Totals
+from schemas.store import FORMAT_VERSION, StoreMeta, Totals
 
 log = structlog.get_logger(__name__)
 
@@ -304,6 +305,7 @@ class Store:
         value = self.get("meta", b"store")
         if value is None:
             raise StoreCorruptError(f"{self.path} lacks its description; it is not a facetstream store")
+        _check_version(value, self.path)
         try:
             return StoreMeta.model_validate_json(value)
         except ValidationError as error:
@@ -318,6 +320,10 @@ class Store:
             return Totals.model_validate_json(value)
         except ValidationError as error:
             raise StoreCorruptError(f"the totals of {self.path} do not decode: {error}") from error
+
+    def labels(self) -> LabelTable:
+        """Sets of labels by number."""
+        return table_of((keys.u32(key, "labels"), value) for key, value in self.scan("labels"))
 
     def offsets(self) -> dict[str, int]:
         """Partition name -> next offset to apply."""
@@ -397,3 +403,13 @@ def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:
 def now_ms() -> int:
     """Wall clock, epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _check_version(description: bytes, path: Path) -> None:
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # what does not decode is told with the rest
+        found = orjson.loads(description)["format_version"]
+        if found != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{path} is of format {found}, this program reads {FORMAT_VERSION}; replay the events into a new data "
+                "directory or generation"
+            )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from indexer.counters import CounterRows
 from indexer.keys import ItemState, LeafState
+from indexer.labels import LabelTable
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.ragged import RaggedPool
@@ -147,10 +148,11 @@ class LiveView:
 
     Attributes:
         lock: held by the writer while it changes anything here, shared by readers while they read.
-        items: arrays by ordinal: state, source, created_at, occurred_at, offset, raw (F,), leaf (F,), counts (K,),
-            epochs (W,), decayed (W,), value_sum, last_at.
+        items: arrays by ordinal: state, source, labels, created_at, occurred_at, offset, raw (F,), leaf (F,),
+            counts (K,), epochs (W,), decayed (W,), value_sum, last_at.
         members: embeddings and posting lists of all facets.
         ids: ordinal -> item id; by_id: item id -> ordinal.
+        labels: what the numbers in ``items["labels"]`` mean.
         totals: as of the last applied batch.
         order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
         latest_engagement: the greatest ``last_at``.
@@ -167,6 +169,7 @@ class LiveView:
         self.items = Rows(
             state=(np.uint8, ()),
             source=(np.uint16, ()),
+            labels=(np.uint32, ()),
             created_at=(np.int64, ()),
             occurred_at=(np.int64, ()),
             offset=(np.int64, ()),
@@ -180,6 +183,7 @@ class LiveView:
         )
         self.ids: list[str] = []
         self.by_id: dict[str, int] = {}
+        self.labels = LabelTable()
         self.members = MemberPool(meta.facets, meta.dim)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
         self.order = order if order.window < windows else replace(order, window=-1)
