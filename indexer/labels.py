@@ -61,6 +61,9 @@ class Filter:
         return self.not_categories.isdisjoint(labels.categories)
 
 
+EVERYTHING: Final = Filter()
+
+
 class LabelTable:
     """Sets of labels by number, 0 being the empty one. It only grows."""
 
