@@ -32,7 +32,7 @@ from model_runtime.runtime import Encoded, FrozenModel
 from schemas.config import Config
 from schemas.events import ENGAGEMENT, ITEM_EVENT, Engagement, ItemCreated
 from streamer.generations import store_meta
-from streamer.shards import open_source
+from streamer.opening import open_source
 from streamer.sources.base import Records, Source, Stream
 
 _QUEUED: Final = 4
