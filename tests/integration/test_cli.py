@@ -119,7 +119,7 @@ def test_every_table_prints(work: Path) -> None:
         assert facetstream(*command, "--data-dir", work / "data").strip()
 
 
-@pytest.mark.parametrize("name", ["event", "config", "training", "artifact", "dead-letter", "replies"])
+@pytest.mark.parametrize("name", ["event", "config", "training", "artifact", "dead-letter", "query", "replies"])
 def test_schemas_are_json(name: str) -> None:
     assert json.loads(facetstream("schema", name))
 
