@@ -240,10 +240,10 @@ class LiveView:
             members.touched[:] = members.length + 1
         self.sort(np.flatnonzero(members.touched > self.order.slack * members.length))
 
-    def sort(self, rows: I64) -> None:
-        """Sort posting lists by impact; ``rows`` are rows of ``members``."""
+    def sort(self, rows: I64, *, bare: bool = False) -> None:
+        """Sort posting lists by impact; ``rows`` are rows of ``members``, ``bare`` those without embeddings yet."""
         order = self.order
-        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark)
+        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark, bare=bare)
 
     def ordinals_of(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id was never seen."""
