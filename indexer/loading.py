@@ -77,16 +77,15 @@ def _load_items(store: Store, view: LiveView) -> None:
     items, facets = view.items, view.meta.facets
     items.resize(total)
     dtype = keys.item_dtype(facets)
-    view.ids = [""] * total
+    ids = [b""] * total
     for many_keys, values in _chunks(store.scan("items")):
         ordinals = _ordinals(many_keys, total, "items")
         rows = _fixed(values, dtype, "items")
         for name in ("state", "source", "created_at", "occurred_at", "offset", "raw", "leaf"):
             items[name][ordinals] = rows[name]
         for ordinal, value in zip(ordinals.tolist(), values, strict=True):
-            item_id = value[dtype.itemsize :].decode()
-            view.ids[ordinal] = item_id
-            view.by_id[item_id] = ordinal
+            ids[ordinal] = value[dtype.itemsize :]
+    view.ids.add(ids)
 
 
 def _load_vectors(store: Store, view: LiveView) -> None:
