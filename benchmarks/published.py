@@ -23,7 +23,7 @@ from schemas.store import StoreMeta
 
 _FACETS: Final = 3
 _LAYERS: Final = 2
-_CODEWORDS: Final = 256
+_CODEWORDS: Final = 64
 _DIM: Final = 64
 _BATCH: Final = 4_096
 _DELTAS: Final = 40
