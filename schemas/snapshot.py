@@ -13,6 +13,11 @@ FullName = Annotated[str, StringConstraints(pattern=r"^full-[0-9]{13}-[0-9a-f]{8
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+def index_name(store: StoreMeta) -> str:
+    """Folder of an index version in a target."""
+    return f"{store.generation}-{store.model_hash[:12]}"
+
+
 class ListOrder(BaseModel):
     """How posting lists are ordered.
 
@@ -74,7 +79,7 @@ class SnapshotInfo(BaseModel):
     @property
     def index(self) -> str:
         """Folder of the index version in the target; all its shards lie there."""
-        return f"{self.store.generation}-{self.store.model_hash[:12]}"
+        return index_name(self.store)
 
     @property
     def folder(self) -> str:

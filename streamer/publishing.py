@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 import structlog
 
 from indexer.index import Index
-from indexer.snapshots import Publisher, list_, target_at
+from indexer.snapshots import Publisher, SnapshotFollower, list_, target_at
+from indexer.store import now_ms
 from schemas.config import Config
 from schemas.errors import FacetstreamError
 from schemas.snapshot import SnapshotInfo
@@ -37,6 +38,7 @@ class _Published:
         index: what it publishes; a shard that is opened anew is another.
         tried_at: monotonic seconds of the last attempt at a full snapshot; took_s: how long it took.
         moved: what rebalancing had moved then.
+        resumed: whether it was tried to go on from what is published.
     """
 
     index: Index
@@ -44,6 +46,7 @@ class _Published:
     tried_at: float = float("-inf")
     took_s: float = 0.0
     moved: int = 0
+    resumed: bool = False
 
 
 class Publishing:
@@ -145,8 +148,28 @@ class Publishing:
             self.take(shard, "delta")
 
     def _full_turn(self, shard: Shard) -> None:
-        if self._full_is_due(shard, self._of(shard)):
+        found = self._of(shard)
+        if not found.resumed:
+            found.resumed = True
+            self._resume(shard, found)
+        if self._full_is_due(shard, found):
             self.take(shard, "full")
+
+    def _resume(self, shard: Shard, found: _Published) -> None:
+        """Go on from the full snapshot that is published, if it is known what changed since."""
+        target = target_at(url_of(self._config))
+        if target.local("") is None:
+            return  # to fetch it takes as long as to publish a new one
+        try:
+            reader = SnapshotFollower(str(target)).published(found.index.view.meta, shard.number)
+            if reader is None:
+                return
+            found.publisher.go_on(reader)
+        except FacetstreamError as error:
+            log.info("snapshot_not_resumed", shard=shard.number, reason=str(error))
+            return
+        found.tried_at = time.monotonic() - (now_ms() - reader.info.created_at_ms) / 1_000
+        log.info("snapshot_resumed", shard=shard.number, snapshot=f"{reader.info.folder}/{reader.info.full}")
 
     def _full_is_due(self, shard: Shard, found: _Published) -> bool:
         config, publisher, pipeline = self._config.snapshots, found.publisher, shard.pipeline

@@ -16,7 +16,8 @@ from indexer.snapshots.delta import Segment
 from indexer.snapshots.full import open_full
 from indexer.snapshots.reader import SnapshotReader
 from schemas.errors import NotFoundError, StoreCorruptError
-from schemas.snapshot import SnapshotInfo
+from schemas.snapshot import SnapshotInfo, index_name
+from schemas.store import StoreMeta
 
 log = structlog.get_logger(__name__)
 
@@ -79,6 +80,15 @@ class SnapshotFollower:
                 self._index, self.readers = index, found
                 self._forget()
             return changed
+
+    def published(self, store: StoreMeta, shard: int) -> SnapshotReader | None:
+        """What is published of one shard of an index version, whether or not readers read that; None for nothing.
+
+        Raises:
+            StoreCorruptError, StoreError: as :meth:`refresh`.
+        """
+        with self._lock:
+            return self._follow(layout.shard_folder(index_name(store), shard), None)[0]
 
     def _follow(self, folder: str, reader: SnapshotReader | None) -> tuple[SnapshotReader | None, bool]:
         """The reader of a shard, and whether it shows anything new."""

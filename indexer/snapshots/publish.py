@@ -125,7 +125,12 @@ class Publisher:
             StoreError: as :meth:`full`.
         """
         with self._lock:
-            return None if self._now is None else self._delta(self._now)
+            if self._now is None:
+                return None
+            info = self._delta(self._now)
+            if not self._announced:  # it goes on from another process's full snapshot
+                self._announce(self._now.info)
+            return info
 
     def go_on(self, reader: SnapshotReader) -> None:
         """Publish deltas of a full snapshot that another process made of this store.
