@@ -72,7 +72,7 @@ def _load_items(store: Store, view: LiveView) -> None:
     items.resize(total)
     dtype = keys.item_dtype(facets)
     width = dtype.itemsize
-    view.ids = [""] * total
+    ids = [b""] * total
     for many_keys, values in store.scan_many("items"):
         ordinals = _ordinals(many_keys, total, "items")
         rows = _fixed(values, dtype, "items")
@@ -80,13 +80,13 @@ def _load_items(store: Store, view: LiveView) -> None:
         at = slice(first, last + 1) if last - first + 1 == len(ordinals) else ordinals
         for name in ("state", "source", "labels", "created_at", "occurred_at", "offset", "raw", "leaf"):
             items[name][at] = rows[name]
-        item_ids = [value[width:].decode() for value in values]
+        item_ids = [value[width:] for value in values]
         if isinstance(at, slice):
-            view.ids[at] = item_ids
+            ids[at] = item_ids
         else:
             for ordinal, item_id in zip(ordinals.tolist(), item_ids, strict=True):
-                view.ids[ordinal] = item_id
-        view.by_id.update(zip(item_ids, ordinals.tolist(), strict=True))
+                ids[ordinal] = item_id
+    view.ids.add(ids)
 
 
 def _load_vectors(store: Store, view: LiveView) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final, Literal
 import structlog
 
 from indexer.index import Index
-from indexer.snapshots import Publisher, list_, target_at
+from indexer.snapshots import Publisher, SnapshotFollower, list_, target_at
+from indexer.store import now_ms
 from schemas.config import Config
-from schemas.errors import FacetstreamError, StoreError
+from schemas.errors import FacetstreamError
 from schemas.snapshot import SnapshotInfo
-from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
 from streamer.shards import Shard
 
@@ -38,6 +38,7 @@ class _Published:
         index: what it publishes; a shard that is opened anew is another.
         tried_at: monotonic seconds of the last attempt at a full snapshot; took_s: how long it took.
         moved: what rebalancing had moved then.
+        resumed: whether it was tried to go on from what is published.
     """
 
     index: Index
@@ -45,6 +46,7 @@ class _Published:
     tried_at: float = float("-inf")
     took_s: float = 0.0
     moved: int = 0
+    resumed: bool = False
 
 
 class Publishing:
@@ -91,7 +93,6 @@ class Publishing:
 
         Raises:
             StoreError: if the shard is not open, or the target refuses.
-            InboxClosedError: if its writer is stopping.
         """
         found = self._of(shard)
         began = time.monotonic()
@@ -115,19 +116,8 @@ class Publishing:
             found = self._shards.get(shard.number)
             if found is not None and found.index is index:
                 return found
-            pipeline = shard.pipeline
-            if pipeline is None:
-                raise StoreError(f"shard {shard.number} is not open now ({shard.state}); try again")
-            inbox, config = pipeline.inbox, self._config
-            target = target_at(url_of(config))
-            publisher = Publisher(
-                index.view,
-                shard.number,
-                target,
-                config.retrieval,
-                config.snapshots.keep,
-                lambda function: inbox.call(lambda _: function()),
-            )
+            config = self._config
+            publisher = Publisher(index.view, shard.number, target_at(url_of(config)), config.snapshots.keep)
             self._shards[shard.number] = _Published(index, publisher)
             self._current_at[shard.number] = time.monotonic()
             self._metrics.snapshot_age.labels(str(shard.number)).set_function(
@@ -147,8 +137,6 @@ class Publishing:
                     continue
                 try:
                     turn(shard)
-                except InboxClosedError:
-                    continue  # the shard is being closed
                 except FacetstreamError as error:
                     # The index itself is whole; the next turn tries again.
                     log.warning("snapshot_failed", shard=shard.number, error=str(error))
@@ -160,8 +148,28 @@ class Publishing:
             self.take(shard, "delta")
 
     def _full_turn(self, shard: Shard) -> None:
-        if self._full_is_due(shard, self._of(shard)):
+        found = self._of(shard)
+        if not found.resumed:
+            found.resumed = True
+            self._resume(shard, found)
+        if self._full_is_due(shard, found):
             self.take(shard, "full")
+
+    def _resume(self, shard: Shard, found: _Published) -> None:
+        """Go on from the full snapshot that is published, if it is known what changed since."""
+        target = target_at(url_of(self._config))
+        if target.local("") is None:
+            return  # to fetch it takes as long as to publish a new one
+        try:
+            reader = SnapshotFollower(str(target)).published(found.index.view.meta, shard.number)
+            if reader is None:
+                return
+            found.publisher.go_on(reader)
+        except FacetstreamError as error:
+            log.info("snapshot_not_resumed", shard=shard.number, reason=str(error))
+            return
+        found.tried_at = time.monotonic() - (now_ms() - reader.info.created_at_ms) / 1_000
+        log.info("snapshot_resumed", shard=shard.number, snapshot=f"{reader.info.folder}/{reader.info.full}")
 
     def _full_is_due(self, shard: Shard, found: _Published) -> bool:
         config, publisher, pipeline = self._config.snapshots, found.publisher, shard.pipeline

@@ -16,7 +16,8 @@ from indexer.snapshots.delta import Segment
 from indexer.snapshots.full import open_full
 from indexer.snapshots.reader import SnapshotReader
 from schemas.errors import NotFoundError, StoreCorruptError
-from schemas.snapshot import SnapshotInfo
+from schemas.snapshot import SnapshotInfo, index_name
+from schemas.store import StoreMeta
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +81,15 @@ class SnapshotFollower:
                 self._forget()
             return changed
 
+    def published(self, store: StoreMeta, shard: int) -> SnapshotReader | None:
+        """What is published of one shard of an index version, whether or not readers read that; None for nothing.
+
+        Raises:
+            StoreCorruptError, StoreError: as :meth:`refresh`.
+        """
+        with self._lock:
+            return self._follow(layout.shard_folder(index_name(store), shard), None)[0]
+
     def _follow(self, folder: str, reader: SnapshotReader | None) -> tuple[SnapshotReader | None, bool]:
         """The reader of a shard, and whether it shows anything new."""
         for attempt in range(_TRIES):
@@ -102,7 +112,7 @@ class SnapshotFollower:
         info, _ = layout.read_pair(self._target, folder, full)
         if info is None:
             raise FileNotFoundError(f"{folder}/{full}/{layout.MANIFEST}")
-        return SnapshotReader(info, open_full(info, lambda name: self._fetched(info, name)))
+        return SnapshotReader(info, *open_full(info, lambda name: self._fetched(info, name)))
 
     def _advance(self, folder: str, reader: SnapshotReader) -> bool:
         _, delta = layout.read_pair(self._target, folder, reader.info.full)

@@ -22,6 +22,7 @@ _ENABLED = """
 enabled = true
 url = "{url}"
 delta_s = 0.1
+full_after_share = 100.0
 """
 
 
@@ -89,6 +90,12 @@ def test_what_the_daemon_publishes_is_read_elsewhere(world: World) -> None:
     assert follower.refresh()
     assert sum(sum(reader.at.offsets.values()) for reader in follower.readers.values()) == world.sent
     assert world.reply("data", "snapshot", "delta") == {"snapshots": []}
+    current = {shard: reader.info.full for shard, reader in follower.readers.items()}
+    world.send(random_log(35, 300))
+    daemon = world.run("data").until_ready()
+    until_published(world, daemon, follower)
+    assert {shard: reader.info.full for shard, reader in follower.readers.items()} == current  # it goes on from them
+    daemon.terminate()
     assert len(world.reply("data", "snapshot", "full")["snapshots"]) == 2
     assert answer(world, "data", items) == answer(world, "reader", items, "--snapshots", url)
     world.command("reader", "query", "--item", "x", "--snapshots", world.folder / "nothing", code=1)

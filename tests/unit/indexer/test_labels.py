@@ -74,7 +74,7 @@ def test_items_keep_their_labels_through_updates_splits_and_loading(tmp_path):
         )
         index.writer.apply(replace(again, items=replace(again.items, labels=[Labels("en")])))
         view = index.view
-        named = {item_id: view.labels[view.items["labels"][at]] for item_id, at in view.by_id.items()}
+        named = {item_id: view.labels[view.items["labels"][at]] for at, item_id in enumerate(view.ids)}
         expected = dict(zip((record.item_id for record in records), labels, strict=True))
         assert named == expected | {"i0": Labels("en"), "i1": UNLABELLED}
         loaded = load_view(index.store, codewords())
