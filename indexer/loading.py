@@ -37,6 +37,8 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     members.ensure_rows(max(view.totals.next_leaf, default=0) * members.facets)
     members.ensure_items(view.totals.next_ordinal)
     members.fill(*(np.concatenate(column) for column in zip(*postings, strict=True)))
+    for facet in view.facets:
+        facet.leaves["centred"][:] = facet.sizes()
     _load_vectors(store, view)
     members.reheat(view.heats(np.arange(len(view.items))))
     view.sort(np.flatnonzero(members.length))

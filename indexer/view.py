@@ -18,6 +18,7 @@ from indexer.keys import ItemState, LeafState
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.ragged import RaggedPool
+from indexer.reads import Reads
 from indexer.shared_lock import SharedLock
 from schemas.store import StoreMeta, Totals
 
@@ -71,7 +72,8 @@ class FacetView:
 
     Attributes:
         codewords: (L, M, d) float32 of this facet.
-        leaves: arrays by leaf id: state, version, marked_size, alive, centroid (d,).
+        leaves: arrays by leaf id: state, version, marked_size, alive, centroid (d,); ``centred`` is how many members it
+            held when its centroid was last their mean, as far as is known.
         members: leaf -> ordinals and their embeddings, in order of impact; see :mod:`indexer.order`.
         routes: raw index -> candidate leaves.
         raws: leaf -> raw indices routed to it.
@@ -86,6 +88,7 @@ class FacetView:
             state=(np.uint8, ()),
             version=(np.uint32, ()),
             marked_size=(np.uint32, ()),
+            centred=(np.uint32, ()),
             alive=(np.bool_, ()),
             centroid=(np.float32, (dim,)),
         )
@@ -151,6 +154,7 @@ class LiveView:
             epochs (W,), decayed (W,), value_sum, last_at.
         members: embeddings and posting lists of all facets.
         ids: ordinal -> item id; by_id: item id -> ordinal.
+        reads: how often leaves are read.
         totals: as of the last applied batch.
         order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
         latest_engagement: the greatest ``last_at``.
@@ -181,6 +185,7 @@ class LiveView:
         self.ids: list[str] = []
         self.by_id: dict[str, int] = {}
         self.members = MemberPool(meta.facets, meta.dim)
+        self.reads = Reads(meta.facets)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
         self.order = order if order.window < windows else replace(order, window=-1)
         self.half_life_s = meta.half_lives_s[self.order.window]

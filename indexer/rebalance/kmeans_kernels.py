@@ -15,7 +15,7 @@ _REASSOCIATE = {"reassoc", "contract"}  # sums in any order, so that LLVM can ta
 
 
 @njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
-def _gap(a: A, b: A) -> float:
+def _gap(a: A, b: A) -> A:
     total = np.float32(0)
     for j in range(a.shape[0]):
         gap = a[j] - b[j]
@@ -108,7 +108,7 @@ def fill(x: A, centroids: A, caps: A) -> A:
         for cluster in range(k):
             if not asked[cluster]:
                 continue
-            here = np.flatnonzero(wish == cluster)
+            here: A = np.flatnonzero(wish == cluster)
             if asked[cluster] > room[cluster]:
                 here = here[np.argsort(gap[here], kind="mergesort")[: room[cluster]]]
             for at in here:
