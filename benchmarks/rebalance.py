@@ -27,13 +27,13 @@ from benchmarks.options import Options, main, say
 from benchmarks.report import Result, alternating
 
 SIZE = 300_000
-CROWD = 8
+CROWD = 1.5
 SYSTEMS = {"with rebalancing": True, "without": False}
 
 
 def run(options: Options) -> Result:
     """Measure."""
-    n, crowd = options.size, max(1, options.size // CROWD)
+    n, crowd = options.size, max(1, int(options.size / CROWD))
     result = Result("rebalance", {"items": n, "crowd": crowd, "repeats": options.repeats})
     say(f"making {n} items and a crowd of {crowd}")
     items, more = item_lines(n), crowd_lines(crowd, first=n)

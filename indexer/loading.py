@@ -47,6 +47,8 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     members.ensure_items(view.totals.next_ordinal)
     members.build(*_postings(store, view), _heats(view))
     view.sort(np.flatnonzero(members.length), bare=True)
+    for facet in view.facets:
+        facet.leaves["centred"][:] = facet.sizes()
     _load_vectors(store, view)
     return view
 

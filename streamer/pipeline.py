@@ -14,8 +14,8 @@ import structlog
 from indexer.batch import EventBatch, empty_engagements, empty_items
 from indexer.index import Index
 from indexer.pending import Expired
-from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor, out_of_bounds
+from indexer.rebalance.plans import Outcome
 from indexer.writer import IndexWriter
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 _TURN_S: Final = 0.05
 _GAUGES_S: Final = 1.0
 _SAMPLES: Final = 100_000
+_OVERLOADED: Final = "an overloaded leaf is being split"
 
 
 @dataclass(slots=True)
@@ -244,7 +245,10 @@ class Pipeline:
     def _write_until_end(self) -> None:
         kept: Prepared | None = None
         while True:
-            self.progress.turned_at = time.monotonic()
+            now = time.monotonic()
+            if self.progress.waits_for == _OVERLOADED:
+                self.metrics.backpressure.labels(self._shard).inc(now - self.progress.turned_at)
+            self.progress.turned_at = now
             if self._abandoned:
                 return
             if self._asked_to_stop:
@@ -286,7 +290,7 @@ class Pipeline:
         if self._stop.is_set():
             return None  # nobody splits any more: waiting would never end
         if self._config.rebalance.enabled and self.compactor.overloaded():
-            return "an overloaded leaf is being split"
+            return _OVERLOADED
         return None
 
     def _wait_for_lease(self) -> None:
@@ -385,8 +389,16 @@ class Pipeline:
             self.inbox.end(error)
 
     def _count(self, outcome: Outcome) -> None:
-        self.metrics.rebalanced.labels(outcome.op).inc()
-        self.metrics.moved.inc(outcome.moved)
+        metrics = self.metrics
+        if not outcome.applied:
+            metrics.rebalance_dropped.labels(outcome.op).inc()
+            return
+        if outcome.rest is None:
+            metrics.rebalanced.labels(outcome.op).inc()
+        metrics.moved.labels(outcome.op).inc(outcome.moved)
+        metrics.checked.inc(outcome.checked)
+        metrics.rebalance_seconds.labels(outcome.op, "plan").observe(outcome.plan_ms / 1_000)
+        metrics.rebalance_seconds.labels(outcome.op, "apply").observe(outcome.apply_ms / 1_000)
         self.progress.moved += outcome.moved
 
 

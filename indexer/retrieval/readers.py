@@ -154,9 +154,10 @@ class ViewReader:
             known = self._centroids = changes, Centroids.of(columns)
         return known[1]
 
-    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:  # noqa: ARG002  # all are at hand
+    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:
         """See :class:`IndexReader`."""
         view, items, pool = self._view, self._view.items, self._view.members
+        view.reads.count(facets, leaves)
         served = Served(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
             items["leaf"], items["created_at"], items["labels"], items["last_at"], items["epochs"], items["decayed"],

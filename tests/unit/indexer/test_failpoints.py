@@ -110,7 +110,7 @@ def test_a_killed_process_leaves_a_sound_store_and_the_rest_can_follow(tmp_path,
 
 def test_merges_and_marks_pass_their_places(tmp_path, monkeypatch):
     passed = []
-    for room in ("apply", "compactor"):
+    for room in ("merge", "marks", "split", "compactor"):
         monkeypatch.setattr(f"indexer.rebalance.{room}.failpoint", passed.append)
     for name, seeds in (("different", list(range(60))), ("identical", [7] * 30)):
         with open_index(tmp_path / name) as index:
