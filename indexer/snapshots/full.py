@@ -130,7 +130,7 @@ def write_full(taken: FullImage, target: CheckpointTarget, folder: str) -> dict[
     ids.add_texts(taken.id_lengths, taken.id_text)
     offsets, text, table = ids.arrays()
     put("id_offsets", offsets, room + 1)
-    put("id_text", text)
+    put("id_text", text, len(text) + len(text) // _SPARE)
     put("id_table", table)
     for name, array in taken.columns.items():
         put(name, array, room)
