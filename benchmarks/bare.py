@@ -32,7 +32,7 @@ from model_runtime.runtime import Encoded, FrozenModel
 from schemas.config import Config
 from schemas.events import ENGAGEMENT, ITEM_EVENT, Engagement, ItemCreated
 from streamer.generations import store_meta
-from streamer.shards import open_source
+from streamer.opening import open_source
 from streamer.sources.base import Records, Source, Stream
 
 _QUEUED: Final = 4
@@ -129,7 +129,7 @@ class _Bare:
         one, zero = np.ones(n, np.uint8), np.zeros(n, np.uint16)
         write, its_keys = self._store.batch(), keys.ordinal_keys(ordinals)
         write.put_many(
-            "items", its_keys, keys.item_values(one, zero, times, times, offsets, encoded.raw, encoded.raw, ids)
+            "items", its_keys, keys.item_values(one, zero, zero, times, times, offsets, encoded.raw, encoded.raw, ids)
         )
         write.put_many("ids", [item_id.encode() for item_id in ids], its_keys)
         joined = encoded.vectors.tobytes()

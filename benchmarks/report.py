@@ -6,16 +6,21 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from rich.console import Console
 from rich.table import Table
 
 SystemT = TypeVar("SystemT")
+
+Numbers = Sequence[float] | npt.NDArray[Any]
+Points = tuple[Numbers, Numbers]
 
 
 @dataclass(slots=True)
@@ -46,6 +51,7 @@ class Result:
         goals: (name, value, "at least" or "at most", bound).
         skipped: (name, reason) of what could not be measured here.
         details: whatever else is worth keeping, by name.
+        plots: what ``benchmarks.document`` draws.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Result:
     goals: list[tuple[str, float, Literal["at least", "at most"], float]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    plots: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, name: str, unit: str, *values: float) -> None:
         """More runs of a measure."""
@@ -78,6 +85,37 @@ class Result:
         """Say what was not measured, and why."""
         self.skipped.append((name, reason))
 
+    def plot(
+        self,
+        name: str,
+        title: str,
+        axes: tuple[str, str],
+        series: Mapping[str, Points],
+        *,
+        log: str = "",
+        steps: bool = False,
+    ) -> None:
+        """Have something drawn.
+
+        Args:
+            name: of the file.
+            title: above it.
+            axes: what x and y are, with units.
+            series: label -> (x, y) of its points.
+            log: the axes that are logarithmic, such as ``"y"``.
+            steps: horizontal and vertical lines only, as for distributions.
+        """
+        lines = {label: [[_short(float(each)) for each in column] for column in xy] for label, xy in series.items()}
+        self.plots.append({"name": name, "title": title, "axes": axes, "series": lines, "log": log, "steps": steps})
+
+    def distribution(
+        self, name: str, title: str, unit: str, series: Mapping[str, Sequence[float]], log: str = ""
+    ) -> None:
+        """Have the shares of values up to x drawn."""
+        shares = np.concatenate([np.arange(1, 100), [99.5, 99.9, 100]])
+        points = {label: (np.percentile(values, shares), shares) for label, values in series.items() if len(values)}
+        self.plot(name, title, (unit, "% at most that"), points, log=log, steps=True)
+
     def document(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -92,6 +130,7 @@ class Result:
             ],
             "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
             "details": self.details,
+            "plots": self.plots,
         }
 
 

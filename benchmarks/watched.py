@@ -19,7 +19,8 @@ from schemas.config import Config
 from schemas.errors import NotFoundError
 from streamer.daemon import run_daemon
 from streamer.kafka_clients import open_producer
-from streamer.shards import Step, open_source
+from streamer.opening import open_source
+from streamer.shards import Step
 from streamer.sources.base import Stream
 
 _REFRESH_S: Final = 0.05

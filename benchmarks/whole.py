@@ -17,9 +17,9 @@ from indexer.rebalance.compactor import out_of_bounds
 from model_runtime.runtime import FrozenModel
 from schemas.config import Config
 from streamer.generations import current_generation, load_model, open_index
+from streamer.opening import open_sink, open_source, shard_numbers
 from streamer.pipeline import Pipeline, Progress
 from streamer.reader import Span
-from streamer.shards import open_sink, open_source, shard_numbers
 from streamer.sources.base import Source
 from streamer.verification import verify_shards
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from indexer.labels import Labels
+
 I64 = npt.NDArray[np.int64]
 
 
@@ -24,6 +26,7 @@ class ItemRows:
         vectors: (m, F, d) float16 facet embeddings.
         raw: (m, F) uint32 raw indices.
         content: (m,) the events' bytes.
+        labels: (m,) categories and languages; empty where no item has any.
         order: (n,) int64, ascending: the place of each among all events of its batch; None: before all engagements.
     """
 
@@ -36,12 +39,13 @@ class ItemRows:
     raw: npt.NDArray[np.uint32]
     content: Sequence[bytes]
     order: I64 | None = None
+    labels: Sequence[Labels] = ()
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def take(self, rows: I64) -> ItemRows:
-        """Some of the rows, ascending; ``vectors``, ``raw`` and ``content`` stay whole."""
+        """Some of the rows, ascending; ``vectors``, ``raw``, ``content`` and ``labels`` stay whole."""
         picked = rows.tolist()
         return replace(
             self,

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from indexer import keys
 from indexer.batch import ItemRows
 from indexer.keys import ItemState
+from indexer.labels import Labels
+from indexer.labels import encode as encode_labels
 from indexer.names import index_names
 from indexer.postings import ItemPlan, Opened
 from indexer.routing import route
@@ -145,9 +147,11 @@ def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Tota
 
     sources = index_names(totals.sources, items.sources)[rows]
     state = np.where(live, ItemState.LIVE, ItemState.DELETED).astype(np.uint8)
+    labels, plan.new_labels = _label(view, items, encoded, live, write)
     plan.columns = {
         "state": state,
         "source": sources,
+        "labels": labels,
         "created_at": change.created_at,
         "occurred_at": items.occurred_at[rows],
         "offset": items.offsets[rows],
@@ -163,6 +167,7 @@ def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Tota
         keys.item_values(
             state,
             sources,
+            labels,
             change.created_at,
             items.occurred_at[rows],
             items.offsets[rows],
@@ -192,3 +197,18 @@ def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Tota
     totals.items_live += int(live.sum()) - int(was_live.sum())
     totals.items_deleted += int((~live).sum()) - int(was_deleted.sum())
     return plan
+
+
+def _label(
+    view: LiveView, items: ItemRows, encoded: I64, live: npt.NDArray[np.bool_], write: Batch
+) -> tuple[npt.NDArray[np.uint32], list[Labels]]:
+    """(n,) numbers of what the changing items are labelled with, and sets that are new, put into ``write``."""
+    numbers = np.zeros(len(encoded), np.uint32)
+    if not items.labels:
+        return numbers, []
+    numbers[live], fresh = view.labels.number([items.labels[at] for at in encoded[live].tolist()])
+    first = len(view.labels)
+    write.put_many(
+        "labels", [keys.U32.pack(first + at) for at in range(len(fresh))], [encode_labels(each) for each in fresh]
+    )
+    return numbers, fresh

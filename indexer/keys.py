@@ -7,6 +7,7 @@ Keys are big-endian so that RocksDB's byte order is numeric order; array values 
     offsets   partition name                            next offset u64
     ids       item id                                   ordinal u64
     items     ordinal u64                               ITEM_FIXED, raw u32 x F, leaf u32 x F, item id
+    labels    number u32                                JSON, see indexer.labels; 0 is the empty set and not stored
     vectors   ordinal u64                               float16 x F x d
     content   ordinal u64                               the event's bytes as they came
     postings  facet u8, leaf u32, ordinal u64           empty
@@ -37,6 +38,7 @@ FAMILIES: Final = (
     "offsets",
     "ids",
     "items",
+    "labels",
     "vectors",
     "content",
     "postings",
@@ -48,15 +50,17 @@ FAMILIES: Final = (
     "journal",
     "seen",
 )
-ADDED_LATER: Final = ("seen",)  # stores of older releases may lack these
+ADDED_LATER: Final = ("labels", "seen")  # stores of older releases may lack these
 PAGE: Final = 256
 U64: Final = struct.Struct(">Q")
 FACET_U32: Final = struct.Struct(">BI")
 POSTING: Final = struct.Struct(">BIQ")
-ITEM_FIXED: Final = struct.Struct("<BxHqqq")  # state, source, created_at, occurred_at, offset
+ITEM_FIXED: Final = struct.Struct("<BxHIqqq")  # state, source, labels, created_at, occurred_at, offset
+U32: Final = struct.Struct(">I")
 SEEN: Final = struct.Struct("<16sq")
 LEAF_FIXED: Final = struct.Struct("<BxxxII")  # state, version, size when marked
 
+_NUMBERED_DTYPE: Final = np.dtype([("facet", "u1"), ("number", ">u4")])
 _POSTING_DTYPE: Final = np.dtype([("facet", "u1"), ("leaf", ">u4"), ("ordinal", ">u8")])
 
 
@@ -82,6 +86,7 @@ class ItemRecord(NamedTuple):
 
     state: int
     source: int
+    labels: int
     created_at: int
     occurred_at: int
     offset: int
@@ -117,11 +122,27 @@ def u64(data: bytes, family: str) -> int:
     return int.from_bytes(data, "big")
 
 
+def u32(key: bytes, family: str) -> int:
+    """The number of a set of labels."""
+    if len(key) != U32.size:
+        raise undecodable(family, key)
+    return int.from_bytes(key, "big")
+
+
 def numbered(key: bytes, family: str) -> int:
     """The number after the facet in a key of ``leaves``, ``sizes`` or ``routes``."""
     if len(key) != FACET_U32.size:
         raise undecodable(family, key)
     return int.from_bytes(key[1:], "big")
+
+
+def numbered_arrays(many_keys: Sequence[bytes], family: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(n,) facet and (n,) number of n keys of ``leaves``, ``sizes`` or ``routes``."""
+    joined = b"".join(many_keys)
+    if len(joined) != FACET_U32.size * len(many_keys):
+        raise undecodable(family, min(many_keys, key=len))
+    rows = np.frombuffer(joined, _NUMBERED_DTYPE)
+    return rows["facet"].astype(np.int64), rows["number"].astype(np.int64)
 
 
 def u32_values(value: bytes, family: str) -> npt.NDArray[np.uint32]:
@@ -167,6 +188,7 @@ def posting_arrays(
 def item_values(
     states: npt.NDArray[np.integer],
     sources: npt.NDArray[np.integer],
+    labels: npt.NDArray[np.integer],
     created_at: npt.NDArray[np.integer],
     occurred_at: npt.NDArray[np.integer],
     offsets: npt.NDArray[np.integer],
@@ -177,7 +199,7 @@ def item_values(
     """Values of n item records; ``raw`` and ``leaf`` are (n, F)."""
     facets = raw.shape[1]
     rows = np.zeros(len(item_ids), item_dtype(facets))
-    rows["state"], rows["source"] = states, sources
+    rows["state"], rows["source"], rows["labels"] = states, sources, labels
     rows["created_at"], rows["occurred_at"], rows["offset"] = created_at, occurred_at, offsets
     rows["raw"], rows["leaf"] = raw, leaf
     joined, width = rows.tobytes(), rows.dtype.itemsize
@@ -191,6 +213,7 @@ def item_dtype(facets: int) -> np.dtype[np.void]:
             ("state", "u1"),
             ("_", "u1"),
             ("source", "<u2"),
+            ("labels", "<u4"),
             ("created_at", "<i8"),
             ("occurred_at", "<i8"),
             ("offset", "<i8"),
@@ -224,9 +247,9 @@ def item_record(value: bytes, facets: int) -> ItemRecord:
     if len(value) <= id_at:
         raise StoreCorruptError(f"an item record has {len(value)} bytes, needs more than {id_at}")
     codes = np.frombuffer(value, "<u4", 2 * facets, codes_at)
-    state, source, created_at, occurred_at, offset = ITEM_FIXED.unpack_from(value)
+    state, source, labels, created_at, occurred_at, offset = ITEM_FIXED.unpack_from(value)
     item_id = value[id_at:].decode()
-    return ItemRecord(state, source, created_at, occurred_at, offset, codes[:facets], codes[facets:], item_id)
+    return ItemRecord(state, source, labels, created_at, occurred_at, offset, codes[:facets], codes[facets:], item_id)
 
 
 def leaf_value(record: LeafRecord) -> bytes:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from indexer import keys
 from indexer.keys import ItemState
+from indexer.labels import UNLABELLED, Labels
 from indexer.retrieval.store_reader import StoreReader
 from indexer.seen import read_entry
 from indexer.store import Store
@@ -41,6 +42,7 @@ class ItemFacts(NamedTuple):
         state: ``live`` or ``deleted``.
         source, offset: of the event that decides.
         raw: raw index in each facet; empty when deleted.
+        labels: language and categories; nothing when deleted.
         content, vector: SHA-256 of the event's bytes and of the embeddings; empty when deleted.
         counts: engagements of each kind, by its name.
         decayed: (landmark, sum) of each window.
@@ -52,6 +54,7 @@ class ItemFacts(NamedTuple):
     source: str
     offset: int
     raw: tuple[int, ...]
+    labels: Labels
     content: str
     vector: str
     counts: tuple[tuple[str, int], ...]
@@ -156,6 +159,7 @@ def _differing(what: str, expected: Mapping[Hashable, object], found: Mapping[Ha
 
 def _items(store: Store) -> Iterator[tuple[str, ItemFacts]]:
     meta, totals, reader = store.meta(), store.totals(), StoreReader(store)
+    table = store.labels()
     rows = store.scan("items")
     while chunk := list(islice(rows, _CHUNK)):
         many_keys = [key for key, _ in chunk]
@@ -175,6 +179,7 @@ def _items(store: Store) -> Iterator[tuple[str, ItemFacts]]:
                     source=totals.sources[record.source],
                     offset=record.offset,
                     raw=tuple(record.raw.tolist()) if live else (),
+                    labels=table[record.labels] if live else UNLABELLED,
                     content=_digest(contents[row]),
                     vector=_digest(vectors[row]),
                     counts=tuple(sorted((kind, count) for kind, count in counts if count)),

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from indexer import keys
 from indexer.keys import LeafRecord, LeafState
+from indexer.labels import Labels
 from indexer.routing import Routed
 from indexer.view import FacetView, LiveView
 from indexer.write_batch import Batch
@@ -50,6 +51,7 @@ class ItemPlan:
         self.ordinals: I64 = np.empty(0, np.int64)
         self.live: npt.NDArray[np.bool_] = np.empty(0, np.bool_)
         self.vectors: npt.NDArray[np.float16] = np.empty((0, 0, 0), np.float16)
+        self.new_labels: list[Labels] = []
         self.columns: dict[str, npt.NDArray[np.integer]] = {}
         self._out: list[tuple[I64, I64]] = [(np.empty(0, np.int64), np.empty(0, np.int64))] * facets
         self._into = list(self._out)
@@ -84,6 +86,7 @@ class ItemPlan:
         """Make the view equal to what was written."""
         if not len(self.ordinals):
             return
+        view.labels.add(self.new_labels)
         items = view.items
         items.resize(max(len(items), int(self.ordinals.max()) + 1))
         for name, column in self.columns.items():

@@ -7,9 +7,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from rocksdict import AccessType, Rdict, WriteOptions
 
 from indexer import keys
 from indexer.failpoints import failpoint
+from indexer.labels import LabelTable, table_of
 from indexer.rocksdb import (
     check_end,
     check_manifest,
@@ -31,9 +33,11 @@ from indexer.rocksdb import (
 )
 from indexer.write_batch import Batch
 from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
-from schemas.store import StoreMeta, Totals
+from schemas.store import FORMAT_VERSION, StoreMeta, Totals
 
 log = structlog.get_logger(__name__)
+
+_AT_ONCE: Final = 4_096  # records of a scan: as many as stay in the processor's cache
 
 
 def store_path(data_dir: Path, generation: str, shard: int = 0) -> Path:
@@ -269,6 +273,26 @@ class Store:
                 last = key
             check_end(column, last)
 
+    def scan_many(self, family: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """All entries of a family in key order, some thousand keys and their values at a time."""
+        column: Any = self._family[family]
+        with self._reading(family):
+            rows, last = column.items(), b""
+            while flat := list(chain.from_iterable(islice(rows, _AT_ONCE))):
+                yield flat[::2], flat[1::2]
+                last = flat[-2]
+            check_end(column, last)
+
+    def scan_many_keys(self, family: str) -> Iterator[list[bytes]]:
+        """As :meth:`scan_many`, keys alone."""
+        column: Any = self._family[family]
+        with self._reading(family):
+            rows, last = column.keys(), b""
+            while found := list(islice(rows, _AT_ONCE)):
+                yield found
+                last = found[-1]
+            check_end(column, last)
+
     def scan_keys(self, family: str, prefix: bytes = b"") -> Iterator[bytes]:
         """As :meth:`scan`, keys alone."""
         column: Any = self._family[family]
@@ -304,6 +328,7 @@ class Store:
         value = self.get("meta", b"store")
         if value is None:
             raise StoreCorruptError(f"{self.path} lacks its description; it is not a facetstream store")
+        _check_version(value, self.path)
         try:
             return StoreMeta.model_validate_json(value)
         except ValidationError as error:
@@ -318,6 +343,10 @@ class Store:
             return Totals.model_validate_json(value)
         except ValidationError as error:
             raise StoreCorruptError(f"the totals of {self.path} do not decode: {error}") from error
+
+    def labels(self) -> LabelTable:
+        """Sets of labels by number."""
+        return table_of((keys.u32(key, "labels"), value) for key, value in self.scan("labels"))
 
     def offsets(self) -> dict[str, int]:
         """Partition name -> next offset to apply."""
@@ -397,3 +426,13 @@ def check_meta(found: StoreMeta, wanted: StoreMeta, path: Path) -> None:
 def now_ms() -> int:
     """Wall clock, epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _check_version(description: bytes, path: Path) -> None:
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # what does not decode is told with the rest
+        found = orjson.loads(description)["format_version"]
+        if found != FORMAT_VERSION:
+            raise StoreMismatchError(
+                f"{path} is of format {found}, this program reads {FORMAT_VERSION}; replay the events into a new data "
+                "directory or generation"
+            )

@@ -54,6 +54,7 @@ class _Items:
     ordinals: I64
     state: npt.NDArray[np.uint8]
     source: I64
+    labels: I64
     offset: I64
     raw: I64
     leaf: I64
@@ -154,6 +155,7 @@ def _read_items(store: Store, meta: StoreMeta) -> _Items:
         np.array(ordinals, np.int64),
         rows["state"].copy(),
         rows["source"].astype(np.int64),
+        rows["labels"].astype(np.int64),
         rows["offset"].astype(np.int64),
         rows["raw"].astype(np.int64),
         rows["leaf"].astype(np.int64),
@@ -169,6 +171,10 @@ def _check_columns(store: Store, items: _Items, findings: _Findings) -> None:
     differing = [item_id for item_id, ordinal in stored.items() if items.ids.get(item_id, ordinal) != ordinal]
     if differing:
         findings.add("I1", f"item {differing[0]!r} has two ordinals", len(differing))
+    known = len(store.labels())
+    findings.check_none(
+        "I1", items.ordinals[items.labels >= known], lambda o: f"ordinal {o} has labels that are not there, of {known}"
+    )
     live = items.ordinals[items.live]
     for family in ("vectors", "content"):
         have = keys.ordinals(list(store.scan_keys(family)), family)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from indexer.counters import CounterRows
 from indexer.ids import Ids
 from indexer.keys import ItemState, LeafState
+from indexer.labels import LabelTable
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.ragged import RaggedPool
@@ -157,9 +158,10 @@ class LiveView:
 
     Attributes:
         lock: held by the writer while it changes anything here, shared by readers while they read.
-        items: arrays by ordinal: state, source, created_at, occurred_at, offset, raw (F,), leaf (F,), counts (K,),
-            epochs (W,), decayed (W,), value_sum, last_at.
+        items: arrays by ordinal: state, source, labels, created_at, occurred_at, offset, raw (F,), leaf (F,),
+            counts (K,), epochs (W,), decayed (W,), value_sum, last_at.
         members: embeddings and posting lists of all facets.
+        labels: what the numbers in ``items["labels"]`` mean.
         ids: item ids by ordinal, and ordinals by item id.
         totals: as of the last applied batch.
         order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
@@ -177,6 +179,7 @@ class LiveView:
         self.items = Rows(
             state=(np.uint8, ()),
             source=(np.uint16, ()),
+            labels=(np.uint32, ()),
             created_at=(np.int64, ()),
             occurred_at=(np.int64, ()),
             offset=(np.int64, ()),
@@ -188,6 +191,7 @@ class LiveView:
             value_sum=(np.float64, ()),
             last_at=(np.int64, ()),
         )
+        self.labels = LabelTable()
         self.ids = Ids()
         self.members = MemberPool(meta.facets, meta.dim)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
@@ -245,10 +249,10 @@ class LiveView:
             members.touched[:] = members.length + 1
         self.sort(np.flatnonzero(members.touched > self.order.slack * members.length))
 
-    def sort(self, rows: I64) -> None:
-        """Sort posting lists by impact; ``rows`` are rows of ``members``."""
+    def sort(self, rows: I64, *, bare: bool = False) -> None:
+        """Sort posting lists by impact; ``rows`` are rows of ``members``, ``bare`` those without embeddings yet."""
         order = self.order
-        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark)
+        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark, bare=bare)
 
     def ordinals_of(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id was never seen."""

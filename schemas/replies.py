@@ -133,6 +133,8 @@ class ItemReply(Reply):
     state: Literal["live", "deleted"]
     created_at: int
     occurred_at: int
+    language: str | None = None
+    categories: list[str] = []
     facets: list[ItemFacet]
     counters: dict[str, int]
     decayed: dict[str, float]

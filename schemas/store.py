@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION: Final = 2
 
 
 class StoreMeta(BaseModel):
@@ -17,7 +19,7 @@ class StoreMeta(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = FORMAT_VERSION
     generation: str
     model_name: str
     model_version: str

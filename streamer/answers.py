@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from indexer import report
+from pydantic import ValidationError
+
 from indexer.retrieval.readers import ViewReader
-from indexer.retrieval.retrieve import fan_out
 from indexer.store import now_ms
 from schemas.config import Config
 from schemas.errors import NotFoundError, StoreError, UsageError
+from schemas.queries import Question, wrong
 from streamer.checkpointing import shown, target_of
 from streamer.http import Routes
 from streamer.publishing import shown_all
+from streamer.querying import ask, settings
 
 if TYPE_CHECKING:
     from streamer.daemon import Daemon
@@ -78,21 +80,16 @@ class _Answers:
 
     def query(self, document: dict[str, Any]) -> dict[str, Any]:
         """Retrieve from the live views of all shards here."""
-        triggers = document.get("items")
-        if not isinstance(triggers, list) or not all(isinstance(trigger, str) for trigger in triggers):
-            raise UsageError('give {"items": ["ID", ...]} with optional "k", "indices", "seed"')
-        seed = document.get("seed")
-        if seed is not None and (type(seed) is not int or seed < 0):
-            raise UsageError(f"seed must be a whole number from 0 up, not {seed!r}")
-        overrides = {name: document[name] for name in ("k", "indices") if name in document}
-        retrieval = self._config.retrieval
-        settings = type(retrieval).model_validate(retrieval.model_dump() | overrides)
+        try:
+            question = Question.model_validate(document)
+        except ValidationError as error:
+            raise wrong(error) from None
         open_here = {shard.number: shard.index for shard in self._shards()}
         readers = {number: ViewReader(index.view) for number, index in open_here.items() if index is not None}
         if not readers:
             raise StoreError("no shard is open here yet; see /readyz")
-        found = fan_out(readers, triggers, settings, now_ms(), seed)
-        return report.query_reply(triggers, found).model_dump(mode="json")
+        wanted = settings(question, self._config.retrieval)
+        return ask(readers, question, wanted, now_ms(), self._daemon.serving.model.encode).model_dump(mode="json")
 
     def compact(self, _document: dict[str, Any]) -> dict[str, Any]:
         """Rebalance all shards here until idle."""

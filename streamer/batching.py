@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.batch import EngagementRows, EventBatch, ItemRows, empty_engagements, empty_items
+from indexer.labels import Labels
 from schemas.dead_letters import DeadLetter
 from schemas.events import Engagement, ItemContent, ItemDeleted
 from streamer.align import Aligned
@@ -231,6 +232,7 @@ def _item_rows(columns: _Columns, model: FrozenModel) -> ItemRows:
         encoded.raw,
         [value for value, is_upsert in zip(columns.values, upsert.tolist(), strict=True) if is_upsert],
         columns.order,
+        [Labels.of(event.language, event.categories) for event in content],
     )
 
 

@@ -39,10 +39,11 @@ from streamer.generations import (
 from streamer.http import HttpServer
 from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
+from streamer.opening import open_source, shard_numbers
 from streamer.promotion import Promotion
 from streamer.publishing import Publishing
 from streamer.reader import Span
-from streamer.shards import Duties, Generation, Shard, Step, open_source, shard_numbers
+from streamer.shards import Duties, Generation, Shard, Step
 from streamer.sources.base import Partition
 
 log = structlog.get_logger(__name__)

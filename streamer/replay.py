@@ -13,9 +13,10 @@ from schemas.config import Config
 from schemas.errors import UsageError
 from streamer.generations import current_generation, is_member, local_shards, make_generation
 from streamer.metrics import Metrics
+from streamer.opening import open_source, shard_numbers
 from streamer.positions import resolve
 from streamer.reader import Span
-from streamer.shards import Duties, Generation, Shard, Step, open_source, shard_numbers
+from streamer.shards import Duties, Generation, Shard, Step
 from streamer.sources.base import Partition
 
 log = structlog.get_logger(__name__)

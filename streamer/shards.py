@@ -7,30 +7,25 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
-from indexer.checkpoints import CheckpointInfo, list_, restore_newest
 from indexer.failpoints import failpoint
 from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
-from indexer.store import Store, is_there, now_ms, store_path
 from schemas.config import Config
-from schemas.errors import BrokerAwayError, FencedError, StoreError, UsageError
-from streamer.checkpointing import target_of
-from streamer.dead_letters import DeadLetterSink, FileDeadLetters, NoDeadLetters, TopicDeadLetters
-from streamer.generations import dead_letter_path, open_index, release_shard, store_meta
+from schemas.errors import BrokerAwayError, FencedError, StoreError
+from streamer.dead_letters import DeadLetterSink
+from streamer.generations import open_index, release_shard
 from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
+from streamer.opening import open_sink, open_source
 from streamer.pipeline import Pipeline, Progress
 from streamer.positions import resolve
 from streamer.reader import Span
-from streamer.sources.base import Partition, Source, Stream
-from streamer.sources.eventlog import EventLogSource
-from streamer.sources.kafka import KafkaSource
-from streamer.sources.kafka_partitions import shard_count
+from streamer.restoring import restore_if_of_use
+from streamer.sources.base import Partition, Source
 
 if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel  # loads torch, which reading commands do without
@@ -38,7 +33,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _TICK_S: Final = 0.02
-_CATCH_UP_RECORDS: Final = 200_000  # a store that is further behind than that is replaced by a checkpoint
 _AGAIN_S: Final = 1.0  # a broker that did not answer for a shard is asked again
 
 
@@ -83,52 +77,6 @@ class Duties:
     may_write: Callable[[], bool] = lambda: True
     on_durable: Callable[[Mapping[Partition, int]], None] = lambda _: None
     on_progress: Callable[[Step], None] = lambda _: None
-
-
-def open_source(config: Config, *, follow: bool, shard: int | None = None) -> Source:
-    """The configured source: of one shard, or of all.
-
-    Raises:
-        UsageError: if an event log is wanted and not named or not there.
-        BrokerError: if Kafka is wanted and does not answer or lacks a topic.
-    """
-    if config.source.kind == "kafka":
-        return KafkaSource(config, shard)
-    if config.source.path is None:
-        raise UsageError("source.kind is eventlog but source.path is not set; give --events DIRECTORY")
-    limit = config.limits.max_record_bytes
-    return EventLogSource(config.source.path, follow=follow, max_line_bytes=limit, shard=shard)
-
-
-def open_sink(config: Config, generation: str, shard: int = 0, *, build: bool = False) -> DeadLetterSink:
-    """Where a shard's dead letters go: the topic beside Kafka, else a file beside the store."""
-    if config.source.kind == "kafka":
-        return NoDeadLetters() if build else TopicDeadLetters(config.kafka, shard)
-    return FileDeadLetters(dead_letter_path(config.data_dir, generation, shard))
-
-
-def shard_numbers(config: Config) -> list[int]:
-    """All shards that the source has: one for each partition of the items.
-
-    Raises:
-        ConfigError, UsageError: if the engagements are not partitioned as the items are.
-        BrokerError: if the broker does not answer, or a topic is missing.
-    """
-    if config.source.kind == "kafka":
-        return list(range(shard_count(config)))
-    source = open_source(config, follow=False)
-    try:
-        partitions = source.partitions()
-    finally:
-        source.close()
-    numbers = {stream: {p.number for p in partitions if p.stream is stream} for stream in Stream}
-    items, engagements = numbers[Stream.ITEMS], numbers[Stream.ENGAGEMENTS]
-    if items and engagements and items != engagements:
-        raise UsageError(
-            f"the event log has {len(items)} partitions of items and {len(engagements)} of engagements; "
-            "engagements must be partitioned as the items are: as many, and each in the partition of its item"
-        )
-    return sorted(items | engagements)
 
 
 class Shard:
@@ -339,7 +287,9 @@ class Shard:
         try:
             source = open_source(self._config, follow=not bounded, shard=self.number)
             try:
-                self._restore(source)
+                if not self._duties.build:
+                    self._phase = "restoring"
+                    restore_if_of_use(self._config, self.generation.name, self.generation.model, self.number, source)
                 if not self._stopping:
                     self._keep_current(source)
             finally:
@@ -356,49 +306,6 @@ class Shard:
             log.warning("shard_fenced", shard=self.number, generation=self.generation.name, reason=str(error))
             return False
         return True
-
-    def _restore(self, source: Source) -> None:
-        """Bring the newest checkpoint here, if there is one and what is here is nothing, or of no use any more."""
-        config, name = self._config, self.generation.name
-        path = store_path(config.data_dir, name, self.number)
-        if self._duties.build:
-            return
-        target = target_of(config)
-        wanted = store_meta(self.generation.model.manifest, name, config.counters.half_lives_s)
-        mine = source.identity()
-
-        def of_use(info: CheckpointInfo) -> bool:
-            # One of a topic that was since deleted and created anew has offsets that mean nothing now.
-            return all(mine.get(name, told) == told for name, told in info.source.items())
-
-        self._phase = "restoring"
-        if is_there(path):
-            best = next(filter(of_use, list_(target, model_hash=wanted.model_hash, shard=self.number)), None)
-            if best is None or not self._outdated(path, best, source):
-                return
-            aside = path.with_name(f"{path.name}.outdated-{now_ms()}")
-            path.rename(aside)
-            log.warning("shard_outdated", shard=self.number, generation=name, moved_to=str(aside))
-        began = time.monotonic()
-        found = restore_newest(target, wanted, self.number, path, accept=of_use)
-        if found is not None:
-            seconds = round(time.monotonic() - began, 3)
-            log.info("restored", shard=self.number, generation=name, offsets=found.offsets, seconds=seconds)
-
-    def _outdated(self, path: Path, best: CheckpointInfo, source: Source) -> bool:
-        """Whether a checkpoint should replace the store here: another owned the shard for long.
-
-        That is: the checkpoint is ahead in every partition, and either far, or the store's next records are gone.
-        """
-        with Store.open(path) as store:
-            stored = store.offsets()
-        partitions = source.partitions()
-        ahead = [best.offsets.get(str(partition), 0) - stored.get(str(partition), 0) for partition in partitions]
-        if min(ahead) < 0 or sum(ahead) == 0:
-            return False
-        oldest = resolve(self._config, partitions, "earliest")
-        gone = any(stored.get(str(partition), 0) < at for partition, at in oldest.items())
-        return gone or sum(ahead) > _CATCH_UP_RECORDS
 
     def _keep_current(self, source: Source) -> None:
         config, name = self._config, self.generation.name

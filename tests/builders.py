@@ -14,6 +14,7 @@ import numpy.typing as npt
 from indexer.batch import EngagementRows, EventBatch, ItemRows
 from indexer.index import Index
 from indexer.keys import ItemState
+from indexer.labels import Labels
 from indexer.loading import load_view
 from indexer.logical_state import LogicalState, logical_state, merge
 from indexer.order import impact_of
@@ -96,7 +97,13 @@ class Record(NamedTuple):
             return common | {"type": "engagement", "user_id": "u", "kind": self.kind, "value": self.value} | told
         if self.vector is None:
             return common | {"type": "item.deleted"}
-        return common | {"type": "item.created", "embedding": list(self.vector)}
+        said = {"language": (None, "pt", "en")[self.at % 3], "categories": [f"c{self.at % 4}"][: self.at % 5]}
+        return common | {"type": "item.created", "embedding": list(self.vector), **said}
+
+    @property
+    def labels(self) -> Labels:
+        """What an upsert says of itself."""
+        return Labels.of(self.event["language"], self.event["categories"])
 
     @property
     def encoded(self) -> bytes:
@@ -153,6 +160,7 @@ def batch_of(records: Sequence[Record], dead_letters: int = 0) -> EventBatch:
             assign(vectors),
             [record.encoded for record in upserts],
             np.array([at for at, _ in items], np.int64),
+            [record.labels for record in upserts],
         ),
         EngagementRows(
             [record.item_id for _, record in engagements],
@@ -231,6 +239,7 @@ def assert_view_is_loaded(index: Index) -> None:
 def assert_same_view(one: LiveView, other: LiveView) -> None:
     assert one.totals == other.totals
     assert one.positions == other.positions
+    assert [*one.labels] == [*other.labels]
     assert list(one.ids) == list(other.ids)
     assert one.ordinals_of(list(one.ids)).tolist() == other.ordinals_of(list(one.ids)).tolist()
     assert len(one.items) == len(other.items)
@@ -238,6 +247,7 @@ def assert_same_view(one: LiveView, other: LiveView) -> None:
     for name in (
         "state",
         "source",
+        "labels",
         "created_at",
         "occurred_at",
         "offset",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from indexer.counters import EPOCH_HALF_LIVES, STEPS
+from indexer.labels import UNLABELLED
 from indexer.logical_state import ItemFacts, LetterFacts, LogicalState
 from schemas.config import DedupeConfig, PendingConfig
 from schemas.dead_letters import Reason
@@ -156,6 +157,7 @@ def facts(item: Item) -> ItemFacts:
         source=event.source,
         offset=event.offset,
         raw=tuple(assign(vectors)[0].tolist()) if live else (),
+        labels=event.labels if live else UNLABELLED,
         content=hashlib.sha256(event.encoded).hexdigest() if live else "",
         vector=hashlib.sha256(vectors.tobytes()).hexdigest() if live else "",
         counts=tuple(sorted(item.counts.items())),

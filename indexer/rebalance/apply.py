@@ -292,6 +292,7 @@ def _put_moves(write: Batch, view: LiveView, facet: int, members: U32, old: I64,
     values = keys.item_values(
         items["state"][members],
         items["source"][members],
+        items["labels"][members],
         items["created_at"][members],
         items["occurred_at"][members],
         items["offset"][members],

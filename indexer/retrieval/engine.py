@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from indexer.order import landmark_at
 from indexer.retrieval import kernels, vote_kernels
-from indexer.retrieval.request import Centroids, Served, Triggers
+from indexer.retrieval.request import Centroids, Limits, Served, Triggers
 from schemas.config import RetrievalConfig
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 ANY_AGE = np.iinfo(np.int64).min
+"""No request's ``Limits.born_after`` leaves anything out."""
 _NOTHING = np.empty(0, np.int64)
 
 
@@ -136,12 +137,12 @@ def score(
     triggers: Triggers,
     chosen: Chosen,
     served: Served,
-    born_after: I64,
+    limits: Limits,
     config: RetrievalConfig,
     now_ms: int,
     half_lives_s: tuple[int, ...],
 ) -> Found:
-    """The best members of the chosen leaves. ``born_after`` is (Q,) epoch milliseconds, ``ANY_AGE`` for all."""
+    """The best members of the chosen leaves."""
     requests = len(triggers.pointer) - 1
     rows = chosen.leaf * served.place.shape[1] + chosen.facet
     members = np.concatenate([[0], np.cumsum(np.minimum(served.length[rows], config.scan))])[chosen.pointer]
@@ -161,9 +162,10 @@ def score(
     landmark = served.landmark if same else landmark_at(now_ms, half_lives_s[window])
     kernels.score(
         triggers.pointer, chosen.pointer, chosen.facet, chosen.leaf, chosen.weight, chosen.voter_pointer, chosen.voters,
-        triggers.vectors, triggers.skip_pointer, triggers.skip, born_after,
+        triggers.vectors, triggers.skip_pointer, triggers.skip,
+        limits.born_after, limits.allowed_pointer, limits.allowed,
         served.start, served.length, served.ordered, served.ordinal, served.heat, served.bits, served.place,
-        served.leaf, served.created_at, served.last_at, served.epochs, served.decayed, window,
+        served.leaf, served.created_at, served.labels, served.last_at, served.epochs, served.decayed, window,
         config.k, config.scan, config.vote_share,
         config.similarity_weight, config.engagement_weight, config.freshness_weight,
         float(now_ms), half_lives_s[window] * 1_000.0, config.freshness_half_life_s * 1_000.0, landmark,

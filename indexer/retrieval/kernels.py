@@ -58,11 +58,13 @@ def _scan(
     pool_ordinal: A,
     bits: A,
     created_at: A,
+    labels: A,
     row: int,
     limit: int,
     skipped: A,
     skip_count: int,
     born_after: int,
+    allowed: A,
     queries: A,
     facet: int,
     first: int,
@@ -75,7 +77,7 @@ def _scan(
     """Similarities of the first ``limit`` members that pass; returns how many. See :func:`score`."""
     begin, n, count = start[row], length[row], 0
     behind = n - ordered[row]
-    every = born_after > np.iinfo(np.int64).min
+    every = born_after > np.iinfo(np.int64).min or allowed.shape[0] > 0
     place, next_skip = -behind, 0  # negative: the members that came since, newest first
     while place < ordered[row] and count < limit:
         run_start, run = begin + place, 1
@@ -91,6 +93,8 @@ def _scan(
                 continue
         if place < 0 or every:
             passes = created_at[pool_ordinal[run_start]] >= born_after
+            if allowed.shape[0]:
+                passes &= allowed[labels[pool_ordinal[run_start]]]
             for skip in range(skip_count):
                 passes &= begin + skipped[skip] != run_start
             if not passes:
@@ -121,6 +125,8 @@ def score(
     skip_pointer: A,
     skip: A,
     born_after: A,
+    allowed_pointer: A,
+    allowed: A,
     # the index
     start: A,
     length: A,
@@ -131,6 +137,7 @@ def score(
     place: A,
     leaf: A,
     created_at: A,
+    labels: A,
     last_at: A,
     epochs: A,
     decayed: A,
@@ -169,9 +176,9 @@ def score(
         pointer, chosen_pointer, facet_of, leaf_of, weight, voter_pointer, voters: as :func:`choose` gives them.
         queries: (T, F, d) float32 embeddings of the triggers.
         skip_pointer, skip: ordinals that no answer may hold, the triggers among them.
-        born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
+        born_after, allowed_pointer, allowed: what passes, see :class:`indexer.retrieval.request.Limits`.
         start, length, ordered, pool_ordinal, pool_heat, bits, place: of the pool.
-        leaf, created_at, last_at, epochs, decayed: (items, ...); ``window`` of the last two counts.
+        leaf, created_at, labels, last_at, epochs, decayed: (items, ...); ``window`` of the last two counts.
         k, limit, share: results of a request, members scored in a leaf, share of the results given out by votes.
         landmark: of the window that counts.
         exact: take engagements from ``epochs`` and ``decayed``; else from ``pool_heat``, which is the same number where
@@ -227,11 +234,13 @@ def score(
                 pool_ordinal,
                 bits,
                 created_at,
+                labels,
                 row,
                 limit,
                 skipped,
                 skip_count,
                 born_after[request],
+                allowed[allowed_pointer[request] : allowed_pointer[request + 1]],
                 queries,
                 facet,
                 first,

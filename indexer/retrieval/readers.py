@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState
+from indexer.labels import Allowed, Filter
 from indexer.retrieval import vote_kernels
 from indexer.retrieval.request import Centroids, Served
 from indexer.routing import nearest_of
@@ -70,6 +71,10 @@ class IndexReader(Protocol):
             leaves: (n,) leaf ids.
             skip: (m,) ordinals that will be passed over.
         """
+        ...
+
+    def allowed(self, wanted: Filter) -> Allowed:
+        """Which sets of labels pass a filter, by their numbers in :attr:`Served.labels`."""
         ...
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
@@ -154,10 +159,14 @@ class ViewReader:
         view, items, pool = self._view, self._view.items, self._view.members
         served = Served(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
-            items["leaf"], items["created_at"], items["last_at"], items["epochs"], items["decayed"],
+            items["leaf"], items["created_at"], items["labels"], items["last_at"], items["epochs"], items["decayed"],
             view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
         )  # fmt: skip
         return served, skip
+
+    def allowed(self, wanted: Filter) -> Allowed:
+        """See :class:`IndexReader`."""
+        return self._view.labels.allowed(wanted)
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from indexer.labels import EVERYTHING, Allowed, Filter
+
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
@@ -23,6 +25,7 @@ class Request:
             for the leaf whose centroid is nearest.
         exclude: items that the answer may not hold, such as those seen.
         max_age_s: items created earlier than this before now are left out; None takes all.
+        only: the labels of items that the answer may hold.
         seed: of multinomial selection; None draws anew each time.
     """
 
@@ -31,6 +34,7 @@ class Request:
     raws: npt.NDArray[np.uint32] | None = None
     exclude: Sequence[str] = ()
     max_age_s: float | None = None
+    only: Filter = EVERYTHING
     seed: int | None = None
 
 
@@ -53,6 +57,21 @@ class Triggers:
     skip_pointer: I64
     skip: I64
     missing: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the answers of Q requests may hold.
+
+    Attributes:
+        born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
+        allowed_pointer: (Q+1,) where each request's begin in ``allowed``.
+        allowed: by number of a set of labels, see :class:`indexer.labels.LabelTable`; none where all may be.
+    """
+
+    born_after: I64
+    allowed_pointer: I64
+    allowed: Allowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +117,7 @@ class Served:
 
     Attributes:
         start, length, ordered, ordinal, heat, bits, place: of a pool.
-        leaf, created_at, last_at, epochs, decayed: by the pool's ordinals.
+        leaf, created_at, labels, last_at, epochs, decayed: by the pool's ordinals.
         landmark: of ``heat``; window: the half-life it counts; latest_engagement: none is later.
         names: ordinals of the index by those of the pool; None where they are the same.
     """
@@ -112,6 +131,7 @@ class Served:
     place: npt.NDArray[np.uint32]
     leaf: npt.NDArray[np.uint32]
     created_at: I64
+    labels: npt.NDArray[np.uint32]
     last_at: I64
     epochs: npt.NDArray[np.int32]
     decayed: npt.NDArray[np.float64]

@@ -6,14 +6,14 @@ import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import overload
+from typing import Final, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Request, Triggers
+from indexer.retrieval.request import Limits, Request, Triggers
 from indexer.retrieval.select import Selected
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
@@ -158,13 +158,6 @@ def fan_out_request(
 
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
-    born_after = np.array(
-        [
-            engine.ANY_AGE if request.max_age_s is None else now_ms - int(request.max_age_s * 1_000)
-            for request in requests
-        ],
-        np.int64,
-    )
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
         triggers = _trace(reader, requests)
         cold = (triggers.leaves < 0).any()
@@ -172,7 +165,9 @@ def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalC
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
         served, skip = reader.serve(chosen.facet, chosen.leaf, triggers.skip)
         triggers = replace(triggers, skip=skip)
-        found = engine.score(triggers, chosen, served, born_after, config, now_ms, reader.meta.half_lives_s)
+        found = engine.score(
+            triggers, chosen, served, _limits(reader, requests, now_ms), config, now_ms, reader.meta.half_lives_s
+        )
     elapsed_ms = (time.perf_counter() - began) * 1_000
     return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
 
@@ -237,6 +232,16 @@ def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
         _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
         missing,
     )  # fmt: skip
+
+
+_ALL: Final = np.empty(0, np.bool_)
+
+
+def _limits(reader: IndexReader, requests: Sequence[Request], now_ms: int) -> Limits:
+    ages = [request.max_age_s for request in requests]
+    born_after = [engine.ANY_AGE if age is None else now_ms - int(age * 1_000) for age in ages]
+    allowed = [reader.allowed(request.only) if request.only else _ALL for request in requests]
+    return Limits(np.array(born_after, np.int64), _pointers(allowed), np.concatenate(allowed))
 
 
 def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from indexer import keys
 from indexer.counters import CounterRows, decayed_counts
 from indexer.keys import ItemState
+from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.retrieval.readers import Located
@@ -120,7 +121,7 @@ class StoreReader:
             window = -1
         half_life_s = self.meta.half_lives_s[window]
         landmark = landmark_at(self._store.totals().stream_time_ms, half_life_s)
-        created_at = self.created_at(names)
+        created_at, labels = self._times_and_labels(names)
         pool = MemberPool(count, dim)
         pool.ensure_rows(int(rows.max(initial=-1)) + 1)
         pool.ensure_items(max(1, len(names)))
@@ -133,7 +134,7 @@ class StoreReader:
         leaf[members, row_of % count] = row_of // count
         served = Served(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
-            leaf, created_at, counters.last_at, counters.epochs, counters.decayed,
+            leaf, created_at, labels, counters.last_at, counters.epochs, counters.decayed,
             window % len(self.meta.half_lives_s), landmark, int(counters.last_at.max(initial=0)), names,
         )  # fmt: skip
         at = np.minimum(np.searchsorted(names, skip), max(0, len(names) - 1))
@@ -167,9 +168,18 @@ class StoreReader:
 
     def created_at(self, ordinals: I64) -> I64:
         """See :class:`IndexReader`."""
+        return self._times_and_labels(ordinals)[0]
+
+    def _times_and_labels(self, ordinals: I64) -> tuple[I64, npt.NDArray[np.uint32]]:
+        dtype = keys.item_dtype(self.meta.facets)
         values = self._store.get_many("items", keys.ordinal_keys(ordinals))
-        times = [0 if value is None else keys.item_record(value, self.meta.facets).created_at for value in values]
-        return np.array(times, np.int64)
+        none = bytes(dtype.itemsize)
+        rows = np.frombuffer(b"".join([(value or none)[: dtype.itemsize] for value in values]), dtype)
+        return rows["created_at"].astype(np.int64), rows["labels"].astype(np.uint32)
+
+    def allowed(self, wanted: Filter) -> Allowed:
+        """See :class:`IndexReader`."""
+        return self._store.labels().allowed(wanted)
 
     def item_ids(self, ordinals: I64) -> list[str]:
         """See :class:`IndexReader`."""

@@ -160,13 +160,13 @@ def _pool(taken: FullImage, items: int) -> MemberPool:
     pool = MemberPool(facets, 0)
     pool.ensure_rows(facets * (1 + max((int(ids.max(initial=-1)) for ids, _ in taken.leaves), default=-1)))
     pool.ensure_items(items)
-    rows = columns["leaf"][live].astype(np.int64) * facets + np.arange(facets)
-    pool.fill(rows.ravel(), np.repeat(live, facets).astype(np.uint32))
+    rows = (columns["leaf"][live] * facets + np.arange(facets)).astype(np.uint32)
     counters = CounterRows(
         np.zeros((n, 0), np.uint32), columns["epochs"], columns["decayed"], np.zeros(n), columns["last_at"]
     )
     order = taken.at.order
-    pool.reheat(heat_of(counters, order.window, taken.landmark))
+    heats = heat_of(counters, order.window, taken.landmark)
+    pool.build(rows.ravel(), np.repeat(live, facets).astype(np.uint32), heats)
     lists = np.flatnonzero(pool.length)
     pool.sort(lists, columns["created_at"], order.creation, view.half_life_s, taken.landmark)
     return pool

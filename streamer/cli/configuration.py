@@ -15,11 +15,12 @@ from schemas.artifact import ArtifactManifest
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
 from schemas.events import event_json_schema
+from schemas.queries import Question
 from schemas.settings import Setting
 from schemas.training import TrainingConfig
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, grid, settings, show
 
-_NAMES = Literal["event", "config", "training", "artifact", "dead-letter", "replies"]
+_NAMES = Literal["event", "config", "training", "artifact", "dead-letter", "query", "replies"]
 
 
 def register(app: typer.Typer) -> None:
@@ -89,6 +90,7 @@ def schema(
         "training": TrainingConfig,
         "artifact": ArtifactManifest,
         "dead-letter": DeadLetter,
+        "query": Question,
     }
     if name == "event":
         found = event_json_schema()

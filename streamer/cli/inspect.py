@@ -17,7 +17,7 @@ from schemas.replies import LagReply, LeavesReply, PartitionLag
 from streamer.asking import ask_daemon, running_daemon
 from streamer.cli._context import AsJson, ConfigFile, DataDir, ModelDir, Verbose, config, grid, show
 from streamer.generations import current_generation, model_path, open_for_reading
-from streamer.shards import open_source
+from streamer.opening import open_source
 from streamer.sources.kafka_partitions import read_lag
 from streamer.verification import verify_shards
 

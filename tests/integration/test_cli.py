@@ -77,6 +77,28 @@ def test_a_seeded_query_repeats(work: Path) -> None:
     assert reply(work, *query)["results"] == reply(work, *query)["results"]
 
 
+def test_a_query_leaves_out_what_it_is_told_to(work: Path) -> None:
+    every = reply(work, "query", "--item", "m356", "-k", "40")["results"]
+    seen = every[0]["item_id"]
+    only = ("--category", "Drama", "--category", "Romance", "--not-category", "War", "--exclude", seen)
+    found = reply(work, "query", "--item", "m356", "-k", "40", *only)["results"]
+    assert len(found) == 40
+    for result in found[:10]:
+        categories = set(reply(work, "item", result["item_id"])["categories"])
+        assert categories & {"Drama", "Romance"}
+        assert "War" not in categories
+        assert result["item_id"] != seen
+    assert reply(work, "query", "--item", "m356", "--language", "tlh")["results"] == []
+    assert reply(work, "query", "--item", "m356", "--max-age-s", "1", "--at", "2030-01-01T00:00:00Z")["results"] == []
+
+
+def test_a_trigger_that_is_not_indexed_is_encoded_on_the_fly(work: Path) -> None:
+    film = {"title": "Toy Story (1995)", "categories": ["Adventure", "Animation", "Children", "Comedy", "Fantasy"]}
+    found = reply(work, "query", "--content", json.dumps(film), "-k", "5")
+    assert len(found["results"]) == 5
+    assert found["triggers"] == found["missing"] == []
+
+
 def test_lag_compact_deadletters_at_rest(work: Path) -> None:
     assert (
         json.loads(facetstream("lag", "--events", work / "events", "--data-dir", work / "data", "--json"))["lag"] == 0
@@ -97,7 +119,7 @@ def test_every_table_prints(work: Path) -> None:
         assert facetstream(*command, "--data-dir", work / "data").strip()
 
 
-@pytest.mark.parametrize("name", ["event", "config", "training", "artifact", "dead-letter", "replies"])
+@pytest.mark.parametrize("name", ["event", "config", "training", "artifact", "dead-letter", "query", "replies"])
 def test_schemas_are_json(name: str) -> None:
     assert json.loads(facetstream("schema", name))
 
@@ -108,6 +130,10 @@ def test_schemas_are_json(name: str) -> None:
         (("item", "nobody"), 1, ["'nobody' is not in the index"]),
         (("leaf", "9", "1"), 1, ["facet 9 has no leaf 1"]),
         (("query", "--item", "nobody"), 1, ["none of the trigger items"]),
+        (("query",), 2, ["give at least one trigger"]),
+        (("query", "--content", "{}"), 2, ["at least one content field"]),
+        (("query", "--content", "{"), 2, ["Invalid JSON"]),
+        (("query", "--content", '{"embedding": [1.0]}'), 2, ["contents", "embedding"]),
         (("leaves", "--facet", "-1"), 1, ["there is no facet -1"]),
         (("run", "--events", "/nowhere", "--port", "0"), 2, ["/nowhere"]),
         (("query", "--item", "m1", "-k", "0"), 2, ["k:", "given: 0"]),

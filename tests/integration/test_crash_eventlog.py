@@ -232,7 +232,18 @@ def test_a_daemon_holds_its_store_answers_and_stops_gracefully(model: Path, tmp_
         assert status == 200
         assert len(found["results"]) == 5
         assert "no such" in found["missing"]
-        for wrong in ({}, {"items": "item 1"}, {"items": [1]}, {"items": ["a"], "k": 0}, {"items": ["a"], "seed": "x"}):
+        status, found = ask(url, "/query", {"contents": [{"title": "word1 word7"}], "k": 5, "not_categories": ["x"]})
+        assert status == 200
+        assert len(found["results"]) == 5
+        for wrong in (
+            {},
+            {"items": "item 1"},
+            {"items": ["a"], "surprise": 1},
+            {"contents": [{}]},
+            {"items": [1]},
+            {"items": ["a"], "k": 0},
+            {"items": ["a"], "seed": "x"},
+        ):
             assert ask(url, "/query", wrong)[0] == 400, wrong
         running.process.send_signal(signal.SIGTERM)
         assert running.end() == 0, running.said()

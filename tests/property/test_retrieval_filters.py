@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.labels import Filter
 from indexer.order import impact_of
 from indexer.retrieval.readers import IndexReader, ViewReader
 from indexer.retrieval.request import Request
@@ -21,9 +22,22 @@ from schemas.config import RetrievalConfig
 from tests.builders import FACETS, Record, assign, batch_of, config, fill, open_index, rebalance, upserts, vectors_of
 from tests.property.test_retrieval_brute_force import ALWAYS_ORDERED, CONFIGS, NOW_MS, SEEDS, TRIGGERS, an_index, same
 
+FILTERS = st.builds(
+    Filter,
+    st.frozensets(st.sampled_from(["c0", "c1", "c2"]), max_size=2),
+    st.frozensets(st.sampled_from(["c2", "c3"]), max_size=1),
+    st.frozensets(st.sampled_from(["pt", "en", "fr"]), max_size=2),
+)
+
 
 def by_definition(
-    view: object, found: Candidates, wanted: list[np.ndarray], skip: set[int], born_after: int, config: RetrievalConfig
+    view: object,
+    found: Candidates,
+    wanted: list[np.ndarray],
+    skip: set[int],
+    born_after: int,
+    config: RetrievalConfig,
+    only: Filter,
 ) -> dict[int, float]:
     """Ordinal -> score, of all results that there are: the first S that pass of each leaf, shares, the best of all."""
     reader, k = ViewReader(view), config.k
@@ -41,7 +55,13 @@ def by_definition(
         created = view.items["created_at"][members]
         impact = impact_of(heats, created, view.order.creation, view.half_life_s, view.landmark)
         members = members[np.lexsort((-members, -impact))]
-        passing = [at for at in members.tolist() if at not in skip and view.items["created_at"][at] >= born_after]
+        passing = [
+            at
+            for at in members.tolist()
+            if at not in skip
+            and view.items["created_at"][at] >= born_after
+            and only.passes(view.labels[view.items["labels"][at]])
+        ]
         scanned = np.array(passing[: config.scan], np.int64)
         if not len(scanned):
             continue
@@ -65,6 +85,7 @@ def by_definition(
     cold=st.lists(st.integers(0, 60), max_size=2),
     exclude=st.lists(st.integers(0, 70).map(lambda number: f"i{number}"), max_size=30),
     max_age_s=st.sampled_from([None, 0, 98.97, 99.0]),
+    only=FILTERS,
     chosen=CONFIGS,
     share=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 2**32),
@@ -75,6 +96,7 @@ def test_an_answer_is_what_its_definition_says(
     cold: list[int],
     exclude: list[str],
     max_age_s: float | None,
+    only: Filter,
     chosen: RetrievalConfig,
     share: float,
     seed: int,
@@ -83,19 +105,20 @@ def test_an_answer_is_what_its_definition_says(
     with an_index(seeds) as index:
         view, reader = index.view, ViewReader(index.view)
         given_vectors = vectors_of([record.event for record in upserts(cold)])
-        request = Request(triggers, given_vectors, None, exclude, max_age_s, seed)
+        request = Request(triggers, given_vectors, None, exclude, max_age_s, only, seed)
         [found] = retrieve_many(reader, [request], chosen, NOW_MS)
         own = reader.locate(triggers)
         wanted = [*own.vectors, *given_vectors.astype(np.float32)]
         skip = {*own.ordinals.tolist(), *reader.ordinals(exclude).tolist()}
         born_after = -1 if max_age_s is None else NOW_MS - int(max_age_s * 1_000)
-        expected = by_definition(view, found, wanted, skip, born_after, chosen)
+        expected = by_definition(view, found, wanted, skip, born_after, chosen, only)
         assert len(found.ordinals) == len(expected)
         np.testing.assert_allclose(found.scores, sorted(expected.values(), reverse=True), atol=2e-5)
         for ordinal, score in zip(found.ordinals.tolist(), found.scores.tolist(), strict=True):
             assert expected.get(ordinal, score) == pytest.approx(score, abs=2e-5)
             assert ordinal not in skip
             assert view.items["created_at"][ordinal] >= born_after
+            assert only.passes(view.labels[view.items["labels"][ordinal]])
         index.store.sync()
         assert same(found, retrieve_many(StoreReader(index.store), [request], chosen, NOW_MS)[0])
 
