@@ -4,9 +4,9 @@
 
 An index of ``--size`` items (F=3, d=64, random embeddings and codes, vectors given: no encoder) is published in full
 three times. Then ``--changes`` changes at a time, half of them new items and half engagements, are applied and
-published as deltas, forty times, while a reader in the same process follows. "Held" is how long the writer cannot change
-the live view meanwhile. Requests of five triggers, their own leaves, many in one call, are then answered from the
-snapshot and from the live view in turn.
+published as deltas, forty times, while a reader in the same process follows. "Held" is how long the writer cannot
+change the live view meanwhile. Requests of five triggers, their own leaves, many in one call, are then answered from
+the snapshot and from the live view in turn.
 
 The peer of publishing is the least that would do: as many bytes written to the same disk and synced, and hashed.
 
