@@ -78,7 +78,7 @@ def run(options: Options) -> Result:
         for percentile in PERCENTILES:
             result.ratio(f"ours / floor, p{percentile:g}, {load}", *(f"{load}: {s}, p{percentile:g}" for s in _SYSTEMS))
     result.goal("p50 ms", result.median("items: produce -> retrievable, p50"), "at most", 100)
-    result.goal("p99 ms", result.median("items: produce -> retrievable, p99"), "at most", 500)
+    result.goal("p99 ms", result.median("items: produce -> retrievable, p99"), "at most", 250)
     result.goal("in a snapshot, p99 ms", result.median(f"items: {_SNAPSHOT}, p99"), "at most", 1_500)
     return result
 

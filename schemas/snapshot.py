@@ -45,6 +45,7 @@ class SnapshotInfo(BaseModel):
         sequence: 0 of a full, then ascending.
         offsets: partition name -> next offset, exactly those of the live view it was taken from.
         ordinals: ordinals below it are taken.
+        labels: numbers of sets of labels below it are.
         items_live: live items.
         splits, merges: done since the index was made.
         stream_time_ms: largest occurred_at applied.
@@ -63,6 +64,7 @@ class SnapshotInfo(BaseModel):
     sequence: int = Field(ge=0)
     offsets: dict[str, int]
     ordinals: int = Field(ge=0)
+    labels: int = Field(ge=1)
     items_live: int = Field(ge=0)
     splits: int = Field(ge=0)
     merges: int = Field(ge=0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,14 +53,22 @@ class Base:
         return cls(taken.at, [ids for ids, _ in taken.leaves], [raws for raws, _, _ in taken.routes])
 
 
+class First(NamedTuple):
+    """The first ordinal, and the first set of labels, that are not known yet."""
+
+    ordinal: int
+    label: int
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """n items and k counters as they were when it was taken.
 
     Attributes:
-        ordinals: (n,) ascending; state, created_at, raw, leaf and vectors belong to them.
+        ordinals: (n,) ascending; state, created_at, labels, raw, leaf and vectors belong to them.
         vectors: (n, F, d) float16.
-        first_id: (1,) the ordinal that the ids begin with: (m,) id_lengths and id_text, of consecutive ordinals.
+        first: (2,) the ordinal that the ids begin with, (m,) id_lengths and id_text of consecutive ordinals, and the
+            number that the sets of labels begin with, consecutive too, label_text.
         counted: (k,) ordinals, ascending, whose counters are epochs (k, W), decayed (k, W), last_at (k,).
         leaf_facets, leaf_ids, centroids: (q,), (q,), (q, d) float32: leaves that the full snapshot lacks.
         route_facets, route_raws, route_leaves: (p,) where raw indices lead that the full snapshot has no route of.
@@ -71,12 +79,14 @@ class Segment:
     ordinals: I64
     state: npt.NDArray[np.uint8]
     created_at: I64
+    labels: npt.NDArray[np.uint32]
     raw: npt.NDArray[np.uint32]
     leaf: npt.NDArray[np.uint32]
     vectors: npt.NDArray[np.float16]
-    first_id: I64
+    first: I64
     id_lengths: I64
     id_text: npt.NDArray[np.uint8]
+    label_text: npt.NDArray[np.uint8]
     counted: I64
     epochs: npt.NDArray[np.int32]
     decayed: npt.NDArray[np.float64]
@@ -116,10 +126,10 @@ class Segment:
             raise StoreCorruptError(f"a segment of a delta snapshot does not decode: {error}") from error
 
 
-def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first_id: int) -> Segment:
+def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first: First) -> Segment:
     """Everything that changed after a period, as it is now; ``view.lock`` keeps the writer out.
 
-    ``first_id``: ids from this ordinal on are sent along. About a microsecond a row.
+    ``first``: what is new from there on is sent along. About a microsecond a row.
     """
     ordinals, counted = changes.since(after)
     columns = image.columns(view, (*image.ITEM, "raw"), ordinals)
@@ -129,14 +139,15 @@ def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first
     complete = (now.splits, now.merges) == (base.at.splits, base.at.merges)
     leaves = [_new_leaves(view, base, facet, columns, complete=complete) for facet in facets]
     raws = [_new_raws(view, base, facet) if complete else np.empty(0, np.int64) for facet in facets]
-    ends, text = view.ids.texts(np.arange(first_id, now.ordinals))
+    ends, text = view.ids.texts(np.arange(first.ordinal, now.ordinals))
     return Segment(
         ordinals,
         **columns,
         vectors=image.vectors(view, ordinals),
-        first_id=np.array([first_id]),
+        first=np.array(first),
         id_lengths=np.diff(ends, prepend=0),
         id_text=text,
+        label_text=image.labels(view, first.label, now.labels),
         counted=counted,
         **counters,
         leaf_facets=np.repeat(facets, [len(ids) for ids in leaves]),
@@ -174,29 +185,29 @@ class Written:
 
     Attributes:
         after: it holds what changed after this period.
-        first_id: and ids from this ordinal on.
+        first: and what is new from there on.
         rows: how many changes.
         name: of its file.
     """
 
     after: int
-    first_id: int
+    first: First
     rows: int
     name: str
 
 
-def start_of_next(segments: list[Written], changes: Changes, published: int, ordinals: int) -> tuple[int, int, int]:
-    """Where the next segment begins: how many of the present ones stay, after which period, and with which id.
+def start_of_next(segments: list[Written], changes: Changes, published: int, known: First) -> tuple[int, int, First]:
+    """Where the next segment begins: how many of the present ones stay, after which period, and with which ids.
 
     Args:
         segments: the present ones.
         changes: since the full snapshot.
         published: the last period that the present ones hold.
-        ordinals: how many they, and the full snapshot, know; ids begin there unless a segment is replaced.
+        known: what they and the full snapshot know; new ids begin there unless a segment is replaced.
     """
-    keep, after, first_id = len(segments), published if segments else 0, ordinals
+    keep, after, first = len(segments), published if segments else 0, known
     later = changes.counts()
     while keep and segments[keep - 1].rows <= min(_MOST, _GROWTH * int(later[after])):
         keep -= 1
-        after, first_id = segments[keep].after, segments[keep].first_id
-    return keep, after, first_id
+        after, first = segments[keep].after, segments[keep].first
+    return keep, after, first

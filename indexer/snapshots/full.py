@@ -4,7 +4,8 @@ Of n ordinals, F facets, R rows of posting lists (leaf * F + facet) with room fo
 and r raw indices with a route; what may grow is written with spare room:
 
     id_offsets (n+1..) i64, id_text u8, id_table u64       see indexer.ids
-    state (n..) u8, created_at (n..) i64, leaf (n.., F) u32
+    state (n..) u8, created_at (n..) i64, labels (n..) u32, leaf (n.., F) u32
+    label_text u8                                          sets of labels from number 1 on, a line each
     epochs (n.., W) i32, decayed (n.., W) f64, last_at (n..) i64     engagement counters
     start, length, room (R,) i64; ordinal (C,) u32, heat (C,) f32, bits (C, d) u16; place (n.., F) u32
                                                            see indexer.members; each row in order of impact
@@ -130,8 +131,9 @@ def write_full(taken: FullImage, target: CheckpointTarget, folder: str) -> dict[
     ids.add_texts(taken.id_lengths, taken.id_text)
     offsets, text, table = ids.arrays()
     put("id_offsets", offsets, room + 1)
-    put("id_text", text)
+    put("id_text", text, len(text) + len(text) // _SPARE)
     put("id_table", table)
+    put("label_text", image.labels(taken.view, 1, taken.at.labels))
     for name, array in taken.columns.items():
         put(name, array, room)
     pool = _pool(taken, room)
@@ -217,7 +219,7 @@ def _stream(
 
 def names_of(meta: StoreMeta) -> list[str]:
     """Arrays of a full snapshot."""
-    shared = [*IDS, *image.ITEM, *image.COUNTERS, *POOL, "codewords"]
+    shared = [*IDS, *image.ITEM, *image.COUNTERS, *POOL, "codewords", "label_text"]
     return shared + [f"f{facet}.{name}" for facet in range(meta.facets) for name in _PER_FACET]
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.keys import ItemState
+from indexer.labels import Labels, decode, encode
 from indexer.order import Order
 from indexer.view import LiveView
-from schemas.snapshot import ListOrder
+from schemas.snapshot import ListOrder, SnapshotInfo
 
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
@@ -22,7 +23,7 @@ F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 Columns = dict[str, npt.NDArray[Any]]
 
-ITEM: Final = ("state", "created_at", "leaf")
+ITEM: Final = ("state", "created_at", "labels", "leaf")
 COUNTERS: Final = ("epochs", "decayed", "last_at")
 """Columns of ``view.items`` that readers need: those that change with the item, and those that engagements change."""
 
@@ -33,11 +34,26 @@ class At:
 
     offsets: dict[str, int]
     ordinals: int
+    labels: int
     items_live: int
     splits: int
     merges: int
     stream_time_ms: int
     order: Order
+
+    @classmethod
+    def of(cls, info: SnapshotInfo) -> At:
+        """Where the view stood that a manifest is of."""
+        return cls(
+            dict(info.offsets),
+            info.ordinals,
+            info.labels,
+            info.items_live,
+            info.splits,
+            info.merges,
+            info.stream_time_ms,
+            Order(**info.order.model_dump()),
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -46,6 +62,7 @@ class At:
         return {
             "offsets": self.offsets,
             "ordinals": self.ordinals,
+            "labels": self.labels,
             "items_live": self.items_live,
             "splits": self.splits,
             "merges": self.merges,
@@ -60,6 +77,7 @@ def at(view: LiveView) -> At:
     return At(
         dict(view.positions),
         totals.next_ordinal,
+        len(view.labels),
         totals.items_live,
         totals.splits,
         totals.merges,
@@ -77,6 +95,20 @@ def vectors(view: LiveView, ordinals: I64) -> F16:
     """(n, F, d) float16 facet embeddings; zeros of items that are not live."""
     live = view.items["state"][ordinals] == ItemState.LIVE
     return view.members.embeddings(view.items["leaf"], live, ordinals)
+
+
+def labels(view: LiveView, first: int, last: int) -> npt.NDArray[np.uint8]:
+    """Sets of labels from one number up to another, a line each. Needs no lock: they never change."""
+    return np.frombuffer(b"\n".join(encode(view.labels[number]) for number in range(first, last)), np.uint8)
+
+
+def read_labels(text: npt.NDArray[np.uint8]) -> list[Labels]:
+    """What :func:`labels` wrote.
+
+    Raises:
+        StoreCorruptError: if it did not.
+    """
+    return [decode(line) for line in text.tobytes().split(b"\n")] if len(text) else []
 
 
 def leaves(view: LiveView, facet: int) -> tuple[I64, F32]:

@@ -16,7 +16,7 @@ from indexer.checkpoints.target import CheckpointTarget
 from indexer.failpoints import failpoint
 from indexer.snapshots import image, layout
 from indexer.snapshots.changes import Changes
-from indexer.snapshots.delta import Base, Written, start_of_next, take_segment
+from indexer.snapshots.delta import Base, First, Written, start_of_next, take_segment
 from indexer.snapshots.full import FullImage, write_full
 from indexer.snapshots.reader import SnapshotReader
 from indexer.snapshots.resume import base_of, changed_since
@@ -203,14 +203,15 @@ class Publisher:
             return None
         failpoint("delta.before")
 
-        known = to.base.at.ordinals if to.delta is None or not to.segments else to.delta.ordinals
-        keep, after, first_id = start_of_next(to.segments, to.changes, published, known)
+        last = to.delta if to.delta is not None and to.segments else to.info
+        known = First(last.ordinals, last.labels)
+        keep, after, first = start_of_next(to.segments, to.changes, published, known)
         with self._held():
-            segment = take_segment(self._view, to.base, to.changes, after, first_id)
+            segment = take_segment(self._view, to.base, to.changes, after, first)
             period, at = to.changes.next_period(), image.at(self._view)
         data = segment.encode()
         rows = len(segment.ordinals) + len(segment.counted)
-        written = Written(after, first_id, rows, f"delta-{after:08d}-{period:08d}.npz")
+        written = Written(after, first, rows, f"delta-{after:08d}-{period:08d}.npz")
         folder = f"{to.info.folder}/{to.info.full}"
         self._target.write(f"{folder}/{written.name}", data)
         present = {} if to.delta is None else to.delta.files

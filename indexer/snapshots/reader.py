@@ -72,7 +72,7 @@ class SnapshotReader(ViewReader):
             view.items.resize(info.ordinals)
             view.members.ensure_items(info.ordinals)
             for segment, leaf in zip(segments, leaves, strict=True):
-                self._add_ids(segment)
+                self._add_names(segment)
                 self._add_leaves(segment)
                 self._apply(segment, leaf)
             if segments:
@@ -96,12 +96,14 @@ class SnapshotReader(ViewReader):
             out[:, facet] = routes.file(raws, wishes, present, segment.vectors[:, facet])
         return out
 
-    def _add_ids(self, segment: Segment) -> None:
-        ids, first = self._view.ids, int(segment.first_id[0])
-        skip = len(ids) - first
-        if skip < 0:
+    def _add_names(self, segment: Segment) -> None:
+        """Ids and sets of labels that are not known yet."""
+        ids, labels = self._view.ids, self._view.labels
+        skip, skip_labels = (np.array([len(ids), len(labels)]) - segment.first).tolist()
+        if min(skip, skip_labels) < 0:
             raise StoreCorruptError(f"a segment of snapshot {self.info.full} is missing: ids from {len(ids)} on")
         ids.add_texts(segment.id_lengths[skip:], segment.id_text[int(segment.id_lengths[:skip].sum()) :])
+        labels.add(image.read_labels(segment.label_text)[skip_labels:])
 
     def _add_leaves(self, segment: Segment) -> None:
         for number, facet in enumerate(self._view.facets):
@@ -156,6 +158,7 @@ def _view_of(info: SnapshotInfo, stored: Stored, changing: Stored) -> LiveView:
     view.totals = _totals(info, view)
     view.positions = dict(info.offsets)
     view.ids.adopt(changing["id_offsets"], changing["id_text"], changing["id_table"], info.ordinals, info.ordinals)
+    view.labels.add(image.read_labels(stored["label_text"]))
     view.items.adopt(info.ordinals, **{name: changing[name] for name in image.ITEM + image.COUNTERS})
     view.latest_engagement = int(stored["last_at"].max(initial=0))
     view.members.adopt(*(changing[name] for name in POOL))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from indexer.order import Order
 from indexer.snapshots import image
 from indexer.snapshots.delta import Base
 from indexer.snapshots.reader import SnapshotReader
@@ -18,12 +17,8 @@ I64 = npt.NDArray[np.int64]
 def base_of(reader: SnapshotReader) -> Base:
     """What deltas need to know of a full snapshot."""
     info, facets = reader.info, range(reader.meta.facets)
-    order = Order(**info.order.model_dump())
-    at = image.At(
-        dict(info.offsets), info.ordinals, info.items_live, info.splits, info.merges, info.stream_time_ms, order
-    )
     return Base(
-        at,
+        image.At.of(info),
         [np.array(reader.stored[f"f{facet}.leaves"]) for facet in facets],
         [np.array(reader.stored[f"f{facet}.raws"]) for facet in facets],
     )

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from indexer.index import Index
 from indexer.keys import ItemState
+from indexer.labels import Filter
 from indexer.retrieval.readers import IndexReader, ViewReader
 from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many
@@ -184,10 +185,11 @@ def assert_shows_the_view(index: Index, reader: SnapshotReader) -> None:
     """The arrays behind a reader are a live view as sound as the writer's, with the same lists."""
     one, other = index.view, reader._view
     ordinals = np.arange(len(one.ids))
-    for name in ("state", "created_at", "leaf", "epochs", "decayed", "last_at"):
+    for name in ("state", "created_at", "labels", "leaf", "epochs", "decayed", "last_at"):
         np.testing.assert_array_equal(one.items[name], other.items[name], err_msg=name)
     np.testing.assert_array_equal(one.heats(ordinals), other.heats(ordinals))
     assert (one.landmark, one.latest_engagement) == (other.landmark, other.latest_engagement)
+    assert [*one.labels] == [*other.labels]
     assert_lists_are_sound(other)
     for mine, its in zip(one.facets, other.facets, strict=True):
         assert mine.alive().tolist() == its.alive().tolist()
@@ -201,6 +203,7 @@ def requests(stream: Stream, triggers: list[int], draw: int) -> list[Request]:
     cold = np.array([vector_of(number + 500) for number in triggers[:2]], np.float16).reshape(-1, FACETS, DIM)
     return [
         Request(wanted, seed=draw),
+        Request(wanted, only=Filter(frozenset(["c1", "c2"]), frozenset(["c3"]), frozenset(["pt"])), seed=draw),
         Request(wanted, exclude=stream.names[::3], max_age_s=(NOW_MS - 1_000_050) / 1_000, seed=draw),
         Request(wanted[1:], vectors=cold, raws=assign(cold)[:1], seed=draw),
     ]
