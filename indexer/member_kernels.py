@@ -91,6 +91,20 @@ def engage(start: A, touched: A, pool_heat: A, place: A, leaf: A, ordinals: A, h
 
 
 @njit(cache=True, nogil=True)
+def embeddings(start: A, place: A, pool_vector: A, leaf: A, live: A, ordinals: A, out: A) -> None:
+    """Embeddings of n items in all facets, (n, F, d); those that are not live are left out."""
+    facets = place.shape[1]
+    for i in range(ordinals.shape[0]):
+        if not live[i]:
+            continue
+        ordinal = ordinals[i]
+        for facet in range(facets):
+            at = start[np.int64(leaf[ordinal, facet]) * facets + facet] + place[ordinal, facet]
+            for j in range(pool_vector.shape[1]):
+                out[i, facet, j] = pool_vector[at, j]
+
+
+@njit(cache=True, nogil=True)
 def reheat(start: A, length: A, pool_ordinal: A, pool_heat: A, heats: A) -> None:
     """Every member's heat anew, from (items,) float32."""
     for row in range(start.shape[0]):

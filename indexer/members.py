@@ -50,6 +50,22 @@ class MemberPool:
         self._free = np.full(len(_LADDER), -1, np.int64)
         self._abandoned = 0
 
+    def adopt(
+        self,
+        start: I64,
+        length: I64,
+        room: I64,
+        ordinal: U32,
+        heat: F32,
+        bits: npt.NDArray[np.uint16],
+        place: U32,
+    ) -> None:
+        """Use the arrays of another pool, all rows of it in order; see the attributes."""
+        self.start, self.length, self.room = start, length, room
+        self.ordered, self.touched = length.copy(), np.zeros_like(length)
+        self.ordinal, self.heat, self.bits, self.place = ordinal, heat, bits, place
+        self._used = int((start + room).max(initial=0))
+
     @property
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
@@ -87,6 +103,12 @@ class MemberPool:
     def vectors(self, rows: I64, ordinals: npt.NDArray[np.integer]) -> F16:
         """(n, d) float16 embeddings of members, each in the row it is in; both arguments (n,)."""
         return np.asarray(self.bits[self.start[rows] + self.place[ordinals, rows % self.facets]].view(np.float16))
+
+    def embeddings(self, leaf: U32, live: npt.NDArray[np.bool_], ordinals: I64) -> F16:
+        """(n, F, d) float16 of items, zeros of those that are not ``live`` (n,). ``leaf`` is (items, facets)."""
+        out = np.zeros((len(ordinals), self.facets, self.bits.shape[1]), np.uint16)
+        kernels.embeddings(self.start, self.place, self.bits, leaf, live, ordinals, out)
+        return out.view(np.float16)
 
     def holds(self, rows: I64, ordinals: I64) -> npt.NDArray[np.bool_]:
         """(n,) whether each item stands in the row given."""

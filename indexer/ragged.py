@@ -101,6 +101,10 @@ class RaggedPool:
         self._data[start : start + len(values)] = values
         self._length[row] = len(values)
 
+    def clear(self, rows: I64) -> None:
+        """Empty rows."""
+        self._length[rows] = 0
+
     def remove(self, rows: I64, values: U32) -> None:
         """Take ``values[i]`` out of row ``rows[i]``, keeping the others' order."""
         if not len(rows):

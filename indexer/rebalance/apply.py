@@ -297,7 +297,7 @@ def _put_moves(write: Batch, view: LiveView, facet: int, members: U32, old: I64,
         items["offset"][members],
         items["raw"][members],
         leaf,
-        [view.ids[ordinal] for ordinal in members.tolist()],
+        view.ids.of(members),
     )
     write.put_many("items", keys.ordinal_keys(members), values)
     change = np.repeat([1, -1], [len(members), len(members)])
