@@ -101,6 +101,10 @@ class RaggedPool:
         self._data[start : start + len(values)] = values
         self._length[row] = len(values)
 
+    def set_first(self, rows: I64, value: int) -> None:
+        """Replace the first value of each row, (n,); rows must not be empty."""
+        self._data[self._start[rows]] = value
+
     def remove(self, rows: I64, values: U32) -> None:
         """Take ``values[i]`` out of row ``rows[i]``, keeping the others' order."""
         if not len(rows):

@@ -376,7 +376,7 @@ class Pipeline:
             while not self._stop.is_set():
                 merges = time.monotonic() - merged_at > config.merge_interval_s
                 done = self.compactor.round(merges=merges)
-                if merges and not done.merges:
+                if merges and (len(self.inbox) or not done.merges):
                     merged_at = time.monotonic()
                 if done.idle:
                     self._stop.wait(config.interval_ms / 1_000)
