@@ -47,6 +47,7 @@ class Progress:
         turned_at: monotonic seconds of the loop's last turn ("alive").
         applied_at: monotonic seconds of the last batch ("making progress").
         moved: members that rebalancing moved.
+        rebalancing_ms, longest_change_ms: what rebalancing took of the writer, all in all and at a time.
         waits_for: what keeps the writer from applying batches, if anything does.
         freshness_s: seconds from source to retrievable of recent batches, with their number of records.
     """
@@ -56,6 +57,8 @@ class Progress:
     engagements: int = 0
     letters: int = 0
     moved: int = 0
+    rebalancing_ms: float = 0.0
+    longest_change_ms: float = 0.0
     turned_at: float = field(default_factory=time.monotonic)
     applied_at: float = field(default_factory=time.monotonic)
     waits_for: str | None = None
@@ -376,7 +379,7 @@ class Pipeline:
             while not self._stop.is_set():
                 merges = time.monotonic() - merged_at > config.merge_interval_s
                 done = self.compactor.round(merges=merges)
-                if merges and not done.merges:
+                if merges and (len(self.inbox) or not done.merges):
                     merged_at = time.monotonic()
                 if done.idle:
                     self._stop.wait(config.interval_ms / 1_000)
@@ -400,6 +403,8 @@ class Pipeline:
         metrics.rebalance_seconds.labels(outcome.op, "plan").observe(outcome.plan_ms / 1_000)
         metrics.rebalance_seconds.labels(outcome.op, "apply").observe(outcome.apply_ms / 1_000)
         self.progress.moved += outcome.moved
+        self.progress.rebalancing_ms += outcome.apply_ms
+        self.progress.longest_change_ms = max(self.progress.longest_change_ms, outcome.apply_ms)
 
 
 def _letter_of(entry: Expired) -> DeadLetter:

@@ -90,7 +90,11 @@ def apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
     put_leaf(write, number, plan.target, record)
     write.delete_many("leaves", [keys.FACET_U32.pack(number, leaf) for leaf in plan.leaves])
     raws = np.unique(facet.raws.gather(gone)[0])
-    routes = {raw: _without(facet.routes.row(raw), gone, plan.target) for raw in raws.tolist()}
+    single = facet.routes.lengths[raws] == 1
+    alone = raws[single].astype(np.int64)
+    packed = [np.uint32(plan.target).astype("<u4").tobytes()] * len(alone)
+    write.put_many("routes", [keys.FACET_U32.pack(number, raw) for raw in alone.tolist()], packed)
+    routes = {raw: _without(facet.routes.row(raw), gone, plan.target) for raw in raws[~single].tolist()}
     put_routes(write, number, routes)
     put_moves(write, view, number, members, came_from, into)
     note(
@@ -109,6 +113,7 @@ def apply_merge(writer: IndexWriter, plan: MergePlan) -> Outcome:
             facet.retire_leaf(leaf)
         had = facet.raws.row(plan.target)
         facet.raws.replace(plan.target, np.union1d(had, raws).astype(np.uint32))
+        facet.routes.set_first(alone, plan.target)
         show_routes(facet, routes)
         facet.set_centroids(np.array([plan.target]), centroid)
         for name, value in (("version", record.version), ("state", 0), ("marked_size", 0), ("centred", joint)):

@@ -81,7 +81,9 @@ class Moves:
         view = self._view
         view.members.remove(self._from, self._members)
         view.members.append(self._into, self._members, self.vectors, self._heats)
-        view.sort(np.unique(self._into))
+        left = np.unique(self._from)
+        disturbed = view.members.touched[left] > view.order.slack * view.members.length[left]
+        view.sort(np.union1d(self._into, left[disturbed]))
         view.items["leaf"][self._members, self._facet] = self._new
 
 
