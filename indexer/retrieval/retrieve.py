@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate
 from typing import overload
 
 import numpy as np
@@ -158,20 +158,17 @@ def fan_out_request(
 
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
-    born_after = np.array(
-        [
-            engine.ANY_AGE if request.max_age_s is None else now_ms - int(request.max_age_s * 1_000)
-            for request in requests
-        ],
-        np.int64,
-    )
+    born_after = np.full(len(requests), engine.ANY_AGE)
+    for at, request in enumerate(requests):
+        if request.max_age_s is not None:
+            born_after[at] = now_ms - int(request.max_age_s * 1_000)
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
         triggers = _trace(reader, requests)
-        cold = (triggers.leaves < 0).any()
-        centroids = reader.centroids() if config.probes or cold else None
+        centroids = reader.centroids() if config.probes or (triggers.leaves < 0).any() else None
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
-        served, skip = reader.serve(chosen.facet, chosen.leaf, triggers.skip)
-        triggers = replace(triggers, skip=skip)
+        served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
+        if skip is not triggers.skip:
+            triggers = replace(triggers, skip=skip)
         found = engine.score(triggers, chosen, served, born_after, config, now_ms, reader.meta.half_lives_s)
     elapsed_ms = (time.perf_counter() - began) * 1_000
     return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
@@ -188,15 +185,20 @@ class _Answered:
 
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
-        begin, end, count = int(chosen.pointer[at]), int(chosen.pointer[at + 1]), int(found.count[at])
-        facets, leaves, slots = chosen.facet[begin:end], chosen.leaf[begin:end], found.slot[at, :count]
-        ends = chosen.voter_pointer[begin : end + 1].tolist()
+        begin, end = chosen.pointer[at : at + 2].tolist()
+        count = int(found.count[at])
         return Candidates(
             found.ordinal[at, :count],
-            found.score[at, :count].astype(np.float64),
-            facets[slots],
-            leaves[slots],
-            Selected(facets, leaves, chosen.weight[begin:end], [chosen.voters[a:b] for a, b in pairwise(ends)]),
+            found.score[at, :count],
+            found.facet[at, :count],
+            found.leaf[at, :count],
+            Selected(
+                chosen.facet[begin:end],
+                chosen.leaf[begin:end],
+                chosen.weight[begin:end],
+                chosen.voter_pointer[begin : end + 1],
+                chosen.voters,
+            ),
             int(found.scored[at]),
             self.missing[at],
             self.elapsed_ms,
@@ -255,10 +257,8 @@ def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[
     return own, embedded, skip, located.missing
 
 
-def _pointers(lists: Sequence[Sized]) -> I64:
-    out = np.zeros(len(lists) + 1, np.int64)
-    np.cumsum([len(each) for each in lists], out=out[1:])
-    return out
+def _pointers(lists: Iterable[Sized]) -> I64:
+    return np.array([0, *accumulate(len(each) for each in lists)], np.int64)
 
 
 def _merge(
