@@ -278,6 +278,11 @@ class RetrievalConfig(_Section):
         le=1,
         description="share of the results given to the chosen leaves by their votes; the rest go to the best of all",
     )
+    per_trigger: int | None = Field(
+        default=None,
+        ge=1,
+        description="results at most that one trigger gives in one facet, so that none takes all; needs vote_share 0",
+    )
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
     )
@@ -287,6 +292,12 @@ class RetrievalConfig(_Section):
     decay: int = Field(
         default=-1, ge=-1, le=15, description="which of counters.half_lives_s the prior reads; -1 the longest"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> Self:
+        if self.per_trigger is not None and self.vote_share:
+            raise ValueError("retrieval.per_trigger bounds what a trigger gives; set retrieval.vote_share to 0 with it")
+        return self
 
 
 class HttpConfig(_Section):

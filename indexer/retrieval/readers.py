@@ -14,7 +14,7 @@ from indexer.counters import decayed_counts
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.retrieval import vote_kernels
-from indexer.retrieval.request import Centroids, Served
+from indexer.retrieval.request import Centroids, Pool, Served
 from indexer.routing import nearest_of
 from indexer.view import LiveView
 from schemas.store import StoreMeta
@@ -158,10 +158,12 @@ class ViewReader:
         """See :class:`IndexReader`."""
         view, items, pool = self._view, self._view.items, self._view.members
         view.reads.count(facets, leaves)
-        served = Served(
+        arrays = Pool(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
             items["leaf"], items["created_at"], items["labels"], items["last_at"], items["epochs"], items["decayed"],
-            view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
+        )  # fmt: skip
+        served = Served(
+            arrays, view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
         )  # fmt: skip
         return served, skip
 
