@@ -263,7 +263,7 @@ def assert_same_leaves(one: IndexReader, other: IndexReader) -> None:
     mine, its = one.centroids(), other.centroids()
     assert mine.pointer.tolist() == its.pointer.tolist()
     assert mine.leaf.tolist() == its.leaf.tolist()
-    assert mine.centroid.tobytes() == its.centroid.tobytes()
+    assert mine.columns.tobytes() == its.columns.tobytes()
     for facet in range(FACETS):
         for leaf in mine.leaf[mine.pointer[facet] : mine.pointer[facet + 1]].tolist():
             for limit in (1, 10**6):
