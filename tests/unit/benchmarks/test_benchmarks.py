@@ -24,7 +24,17 @@ def test_prints_one_document_with_measures_ratios_and_goals(name):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["benchmark"] == name
-    assert set(document) == {"benchmark", "machine", "settings", "measures", "ratios", "goals", "skipped", "details"}
+    assert set(document) == {
+        "benchmark",
+        "machine",
+        "settings",
+        "measures",
+        "ratios",
+        "goals",
+        "skipped",
+        "details",
+        "plots",
+    }
     if name in {"freshness", "failover"}:  # they measure nothing without a broker
         assert document["skipped"] == [{"name": "all", "reason": "left out by --no-broker"}]
     else:
