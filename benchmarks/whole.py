@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.apart import Answer, settle_heap
 from indexer.index import Index
@@ -23,6 +24,8 @@ from streamer.reader import Span
 from streamer.sources.base import Source
 from streamer.verification import verify_shards
 
+Index64 = npt.NDArray[np.int64]
+
 
 class Phase(TypedDict):
     """One run of the pipeline.
@@ -33,6 +36,10 @@ class Phase(TypedDict):
         idle_s: from there until every leaf is within bounds or marked and everything is on disk.
         cpu_to_applied_s: processor seconds of the process until the last record was retrievable.
         largest: the largest leaf seen after any batch, in multiples of B_upp.
+        moved: members that rebalancing moved; writer_s: what it took of the writer until the last record was
+            retrievable; longest_ms: the longest that it kept the writer at a time.
+        leaves_applied, leaves_idle: leaves by size when the last record was retrievable, and at the end; see
+            :data:`EDGES`.
         codes_share: distinct raw indices of the items that are new in this phase, over all M ** L, mean of the facets.
     """
 
@@ -43,7 +50,16 @@ class Phase(TypedDict):
     splits: int
     merges: int
     largest: float
+    moved: int
+    writer_s: float
+    longest_ms: float
+    leaves_applied: list[int]
+    leaves_idle: list[int]
     codes_share: float
+
+
+EDGES: Final = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 3.0, 4.0, 5.0, np.inf)
+"""Classes of leaves by size, in multiples of B_upp: above one edge, up to the next; B_low is 1/16."""
 
 
 def settings(
@@ -91,11 +107,14 @@ def ingest(*, phases: Sequence[dict[str, Any]], check: bool = False) -> Answer:
 
 def _run(config: Config, model: FrozenModel, indexes: Mapping[int, Index]) -> Phase:
     """All shards at once, each on threads of its own, as the daemon runs them."""
-    largest = cpu_at = 0.0
+    largest = cpu_at = writer_s = 0.0
+    at_last: list[list[Index64]] = []
 
     def look(_progress: Progress) -> None:
-        nonlocal largest, cpu_at
+        nonlocal largest, cpu_at, writer_s, at_last
         cpu_at = time.process_time()
+        writer_s = sum(pipeline.progress.rebalancing_ms for pipeline in pipelines) / 1_000
+        at_last = [[facet.sizes()[facet.alive()] for facet in index.view.facets] for index in indexes.values()]
         for index in indexes.values():
             high = index.view.totals.bounds[1]
             largest = max(largest, *(facet.sizes().max(initial=0) / high for facet in index.view.facets))
@@ -135,6 +154,13 @@ def _run(config: Config, model: FrozenModel, indexes: Mapping[int, Index]) -> Ph
         splits=sum(after[shard].splits - before[shard].splits for shard in indexes),
         merges=sum(after[shard].merges - before[shard].merges for shard in indexes),
         largest=round(float(largest), 3),
+        moved=sum(pipeline.progress.moved for pipeline in pipelines),
+        writer_s=writer_s,
+        longest_ms=max(pipeline.progress.longest_change_ms for pipeline in pipelines),
+        leaves_applied=_classes(indexes, at_last),
+        leaves_idle=_classes(
+            indexes, [[facet.sizes()[facet.alive()] for facet in index.view.facets] for index in indexes.values()]
+        ),
         codes_share=float(np.mean([_codes_share(indexes[at], before[at].next_ordinal) for at in indexes])),
     )
 
@@ -145,6 +171,17 @@ def _same_source(index: Index, source: Source) -> None:
     if any(stored.get(name, now) != now for name, now in told.items()):
         new = [str(partition) for partition in source.partitions() if str(partition) not in index.view.positions]
         index.reset(dict.fromkeys(new, 0), "the next phase", told)
+
+
+def _classes(indexes: Mapping[int, Index], sizes: list[list[Index64]]) -> list[int]:
+    """Leaves of all shards and facets in each class of :data:`EDGES`."""
+    shares = [
+        np.concatenate(of_facets) / index.view.totals.bounds[1]
+        for index, of_facets in zip(indexes.values(), sizes, strict=True)
+    ]
+    classes: Index64 = np.maximum(1, np.searchsorted(EDGES, np.concatenate(shares)))
+    counts: list[int] = np.bincount(classes, minlength=len(EDGES)).tolist()
+    return counts[1:]
 
 
 def _codes_share(index: Index, first: int) -> float:

@@ -32,6 +32,16 @@ def as_float(_context: Any, _bits: Any) -> Any:
 
 
 @intrinsic
+def as_bits(_context: Any, _value: Any) -> Any:
+    """The bits of a float32, as a uint32."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
 def prefetch(_context: Any, _address: Any) -> Any:
     """Ask for the cache line at an address, without waiting."""
 

@@ -16,8 +16,8 @@ from indexer.failpoints import failpoint
 from indexer.loading import load_view
 from indexer.order import Order
 from indexer.pending import Pending, load_pending
-from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor
+from indexer.rebalance.plans import Outcome
 from indexer.seen import Seen
 from indexer.store import Store, check_meta
 from indexer.view import LiveView
@@ -71,9 +71,9 @@ class Index:
             raise
         return cls(store, view, pending, config, seen)
 
-    def compactor(self, config: Config, on_applied: Callable[[Outcome], None] = lambda _: None) -> Compactor:
+    def compactor(self, config: Config, on_outcome: Callable[[Outcome], None] = lambda _: None) -> Compactor:
         """A compactor for use on the writer's own thread."""
-        return Compactor(self.view, config.rebalance, lambda change: change(self.writer), on_applied)
+        return Compactor(self.view, config.rebalance, lambda change: change(self.writer), on_outcome)
 
     def source(self) -> dict[str, str]:
         """What tells the source this index is filled from, as :meth:`bind_source` stored it; empty if it never did.

@@ -47,6 +47,8 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     members.ensure_items(view.totals.next_ordinal)
     members.build(*_postings(store, view), _heats(view))
     view.sort(np.flatnonzero(members.length), bare=True)
+    for facet in view.facets:
+        facet.leaves["centred"][:] = facet.sizes()
     _load_vectors(store, view)
     return view
 
@@ -72,21 +74,15 @@ def _load_items(store: Store, view: LiveView) -> None:
     items.resize(total)
     dtype = keys.item_dtype(facets)
     width = dtype.itemsize
-    ids = [b""] * total
     for many_keys, values in store.scan_many("items"):
         ordinals = _ordinals(many_keys, total, "items")
         rows = _fixed(values, dtype, "items")
-        first, last = int(ordinals[0]), int(ordinals[-1])
-        at = slice(first, last + 1) if last - first + 1 == len(ordinals) else ordinals
         for name in ("state", "source", "labels", "created_at", "occurred_at", "offset", "raw", "leaf"):
-            items[name][at] = rows[name]
-        item_ids = [value[width:] for value in values]
-        if isinstance(at, slice):
-            ids[at] = item_ids
-        else:
-            for ordinal, item_id in zip(ordinals.tolist(), item_ids, strict=True):
-                ids[ordinal] = item_id
-    view.ids.add(ids)
+            items[name][ordinals] = rows[name]
+        lengths = np.zeros(int(ordinals[-1]) + 1 - len(view.ids), np.int64)  # 0 where a record is missing
+        lengths[ordinals - len(view.ids)] = np.fromiter(map(len, values), np.int64, len(values)) - width
+        view.ids.add_texts(lengths, np.frombuffer(b"".join([value[width:] for value in values]), np.uint8))
+    view.ids.add_texts(np.zeros(total - len(view.ids), np.int64), np.empty(0, np.uint8))
 
 
 def _load_vectors(store: Store, view: LiveView) -> None:

@@ -105,6 +105,10 @@ class RaggedPool:
         """Empty rows."""
         self._length[rows] = 0
 
+    def set_first(self, rows: I64, value: int) -> None:
+        """Replace the first value of each row, (n,); rows must not be empty."""
+        self._data[self._start[rows]] = value
+
     def remove(self, rows: I64, values: U32) -> None:
         """Take ``values[i]`` out of row ``rows[i]``, keeping the others' order."""
         if not len(rows):

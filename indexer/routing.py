@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from indexer import routing_kernels as kernels
 from indexer.view import FacetView
 
 I64 = npt.NDArray[np.int64]
 
 _PAIRS = 1 << 18
 """Distances computed at once, at most, unless a single item has more candidates."""
+SIBLINGS = 16
+"""Small leaves of a first-layer codeword that a new raw index may choose from: fewer mix what is unlike, more have to
+be merged again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +42,9 @@ def route(
     """Choose a leaf for each of n items; the view is not changed.
 
     A raw index with one candidate leads there; one with several sends each item to the nearest centroid (squared
-    Euclidean distance, first of equals). One without a route joins a leaf under the same first-layer codeword that
-    holds fewer than ``room`` items, or opens one: else a large codebook would open a leaf for every few items, which
-    merging would have to join again.
+    Euclidean distance, first of equals). One without a route joins the nearest of the leaves under its first-layer
+    codeword that hold fewer than ``room`` items, or opens one while there are fewer than :data:`SIBLINGS` of those:
+    else a large codebook would open a leaf for every few items, which merging would have to join again.
 
     Args:
         facet: the facet's live view.
@@ -74,24 +78,23 @@ def _hosts(facet: FacetView, raws: I64, items: I64, next_leaf: int, room: int) -
     """(m,) the leaf of each new raw index, ascending ``raws`` with ``items`` each, and how many leaves are new."""
     if not len(raws):
         return np.empty(0, np.int64), 0
-    parents, first, parent_of = np.unique(facet.parents(raws), return_index=True, return_inverse=True)
-    taking = np.full(len(parents), -1, np.int64)
-    held = np.zeros(len(parents), np.int64)
     sizes = facet.sizes()
     small = np.flatnonzero(facet.leaves["alive"] & (sizes < room))
     own = facet.parents(facet.raws.first(small).astype(np.int64))
-    slot = np.minimum(np.searchsorted(parents, own), len(parents) - 1)
-    mine = parents[slot] == own
-    taking[slot[mine]], held[slot[mine]] = small[mine], sizes[small[mine]]
-
-    # Filled one after the other: a leaf takes raw indices until it holds `room` items, then the next one is opened.
-    before = np.cumsum(items) - items
-    position = (held[parent_of] + before - before[first][parent_of]) // room
-    joins = (position == 0) & (taking[parent_of] >= 0)
-    _, fresh = np.unique(np.stack([parent_of[~joins], position[~joins]]), axis=1, return_inverse=True)
-    hosts = taking[parent_of]
-    hosts[~joins] = next_leaf + fresh
-    return hosts, int(fresh.max(initial=-1)) + 1
+    small = small[np.argsort(own, kind="stable")]
+    found: I64 = kernels.hosts(
+        facet.parents(raws),
+        items,
+        facet.reconstruct(raws),
+        small,
+        sizes[small],
+        np.sort(own),
+        facet.leaves["centroid"],
+        next_leaf,
+        room,
+        SIBLINGS,
+    )
+    return found, max(0, int(found.max()) + 1 - next_leaf)
 
 
 def nearest_of(

@@ -20,6 +20,7 @@ from indexer.labels import LabelTable
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.ragged import RaggedPool
+from indexer.reads import Reads
 from indexer.shared_lock import SharedLock
 from schemas.store import StoreMeta, Totals
 
@@ -82,7 +83,8 @@ class FacetView:
 
     Attributes:
         codewords: (L, M, d) float32 of this facet.
-        leaves: arrays by leaf id: state, version, marked_size, alive, centroid (d,).
+        leaves: arrays by leaf id: state, version, marked_size, alive, centroid (d,); ``centred`` is how many members it
+            held when its centroid was last their mean, as far as is known.
         members: leaf -> ordinals and their embeddings, in order of impact; see :mod:`indexer.order`.
         routes: raw index -> candidate leaves.
         raws: leaf -> raw indices routed to it.
@@ -97,6 +99,7 @@ class FacetView:
             state=(np.uint8, ()),
             version=(np.uint32, ()),
             marked_size=(np.uint32, ()),
+            centred=(np.uint32, ()),
             alive=(np.bool_, ()),
             centroid=(np.float32, (dim,)),
         )
@@ -163,6 +166,7 @@ class LiveView:
         members: embeddings and posting lists of all facets.
         labels: what the numbers in ``items["labels"]`` mean.
         ids: item ids by ordinal, and ordinals by item id.
+        reads: how often leaves are read.
         totals: as of the last applied batch.
         order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
         latest_engagement: the greatest ``last_at``.
@@ -194,6 +198,7 @@ class LiveView:
         self.labels = LabelTable()
         self.ids = Ids()
         self.members = MemberPool(meta.facets, meta.dim)
+        self.reads = Reads(meta.facets)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
         self.order = order if order.window < windows else replace(order, window=-1)
         self.half_life_s = meta.half_lives_s[self.order.window]

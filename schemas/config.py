@@ -219,6 +219,17 @@ class RebalanceConfig(_Section):
     round_items: int = Field(
         default=20_000, ge=1, description="members moved in one round at most, unless a single leaf holds more"
     )
+    round_ms: int = Field(default=500, ge=1, description="a round ends once the writer has spent this long on it")
+    step_items: int = Field(
+        default=4_096, ge=1, description="members moved in one write at most, unless a new leaf alone holds more"
+    )
+    plan_threads: int = Field(default=1, ge=1, le=64, description="threads that compute splits")
+    query_weight: float = Field(
+        default=1.0, ge=0, description="the leaf that is read most is split as if it were larger by this share"
+    )
+    reassign: bool = Field(
+        default=False, description="after a split, move members near its borders to nearer leaves of their raw index"
+    )
     merge_interval_s: float = Field(
         default=5.0, ge=0, description="how often the background looks for leaves to merge while events keep coming"
     )
@@ -267,6 +278,11 @@ class RetrievalConfig(_Section):
         le=1,
         description="share of the results given to the chosen leaves by their votes; the rest go to the best of all",
     )
+    per_trigger: int | None = Field(
+        default=None,
+        ge=1,
+        description="results at most that one trigger gives in one facet, so that none takes all; needs vote_share 0",
+    )
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
     )
@@ -276,6 +292,12 @@ class RetrievalConfig(_Section):
     decay: int = Field(
         default=-1, ge=-1, le=15, description="which of counters.half_lives_s the prior reads; -1 the longest"
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> Self:
+        if self.per_trigger is not None and self.vote_share:
+            raise ValueError("retrieval.per_trigger bounds what a trigger gives; set retrieval.vote_share to 0 with it")
+        return self
 
 
 class HttpConfig(_Section):

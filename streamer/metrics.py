@@ -23,9 +23,17 @@ SYNC_SECONDS: Final = "facetstream_sync_seconds"
 LAG_RECORDS: Final = "facetstream_lag_records"
 """Records between the applied offset and the partition's end, by partition."""
 REBALANCED: Final = "facetstream_rebalanced"
-"""Rebalancing operations applied, by op: split, merge, mark."""
+"""Rebalancing operations applied, by op: split, merge, mark, recenter, reassign."""
+REBALANCE_DROPPED: Final = "facetstream_rebalance_dropped"
+"""Plans dropped because their leaf had changed, by op."""
 REBALANCE_MOVED: Final = "facetstream_rebalance_moved"
-"""Members moved by rebalancing."""
+"""Members moved by rebalancing, by op."""
+REBALANCE_CHECKED: Final = "facetstream_rebalance_checked"
+"""Members near a new border whose leaf was chosen anew."""
+REBALANCE_SECONDS: Final = "facetstream_rebalance_seconds"
+"""Seconds of one rebalancing operation, or of one step of it, by op and part: plan, apply (the writer's)."""
+BACKPRESSURE_SECONDS: Final = "facetstream_backpressure_seconds"
+"""Seconds that batches waited for an overloaded leaf to be split, by shard."""
 LEAVES: Final = "facetstream_leaves"
 """Live leaves, by shard and facet."""
 LEAVES_OUT_OF_BOUNDS: Final = "facetstream_leaves_out_of_bounds"
@@ -67,7 +75,13 @@ class Metrics:
         self.sync_seconds = Histogram(SYNC_SECONDS, "Seconds of one group commit", buckets=_FINE, registry=registry)
         self.lag = Gauge(LAG_RECORDS, "Records to the partition's end", ["partition"], registry=registry)
         self.rebalanced = Counter(REBALANCED, "Rebalancing operations", ["op"], registry=registry)
-        self.moved = Counter(REBALANCE_MOVED, "Members moved by rebalancing", registry=registry)
+        self.rebalance_dropped = Counter(REBALANCE_DROPPED, "Plans dropped", ["op"], registry=registry)
+        self.moved = Counter(REBALANCE_MOVED, "Members moved by rebalancing", ["op"], registry=registry)
+        self.checked = Counter(REBALANCE_CHECKED, "Members whose leaf was chosen anew", registry=registry)
+        self.rebalance_seconds = Histogram(
+            REBALANCE_SECONDS, "Seconds of one rebalancing step", ["op", "part"], buckets=_FINE, registry=registry
+        )
+        self.backpressure = Counter(BACKPRESSURE_SECONDS, "Seconds batches waited", ["shard"], registry=registry)
         self.leaves = Gauge(LEAVES, "Live leaves", ["shard", "facet"], registry=registry)
         self.out_of_bounds = Gauge(
             LEAVES_OUT_OF_BOUNDS, "Unmarked leaves outside the bounds", ["shard"], registry=registry

@@ -14,8 +14,8 @@ import structlog
 from indexer.batch import EventBatch, empty_engagements, empty_items
 from indexer.index import Index
 from indexer.pending import Expired
-from indexer.rebalance.apply import Outcome
 from indexer.rebalance.compactor import Compactor, out_of_bounds
+from indexer.rebalance.plans import Outcome
 from indexer.writer import IndexWriter
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 _TURN_S: Final = 0.05
 _GAUGES_S: Final = 1.0
 _SAMPLES: Final = 100_000
+_OVERLOADED: Final = "an overloaded leaf is being split"
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Progress:
         turned_at: monotonic seconds of the loop's last turn ("alive").
         applied_at: monotonic seconds of the last batch ("making progress").
         moved: members that rebalancing moved.
+        rebalancing_ms, longest_change_ms: what rebalancing took of the writer, all in all and at a time.
         waits_for: what keeps the writer from applying batches, if anything does.
         freshness_s: seconds from source to retrievable of recent batches, with their number of records.
     """
@@ -55,6 +57,8 @@ class Progress:
     engagements: int = 0
     letters: int = 0
     moved: int = 0
+    rebalancing_ms: float = 0.0
+    longest_change_ms: float = 0.0
     turned_at: float = field(default_factory=time.monotonic)
     applied_at: float = field(default_factory=time.monotonic)
     waits_for: str | None = None
@@ -244,7 +248,10 @@ class Pipeline:
     def _write_until_end(self) -> None:
         kept: Prepared | None = None
         while True:
-            self.progress.turned_at = time.monotonic()
+            now = time.monotonic()
+            if self.progress.waits_for == _OVERLOADED:
+                self.metrics.backpressure.labels(self._shard).inc(now - self.progress.turned_at)
+            self.progress.turned_at = now
             if self._abandoned:
                 return
             if self._asked_to_stop:
@@ -286,7 +293,7 @@ class Pipeline:
         if self._stop.is_set():
             return None  # nobody splits any more: waiting would never end
         if self._config.rebalance.enabled and self.compactor.overloaded():
-            return "an overloaded leaf is being split"
+            return _OVERLOADED
         return None
 
     def _wait_for_lease(self) -> None:
@@ -372,7 +379,7 @@ class Pipeline:
             while not self._stop.is_set():
                 merges = time.monotonic() - merged_at > config.merge_interval_s
                 done = self.compactor.round(merges=merges)
-                if merges and not done.merges:
+                if merges and (len(self.inbox) or not done.merges):
                     merged_at = time.monotonic()
                 if done.idle:
                     self._stop.wait(config.interval_ms / 1_000)
@@ -385,9 +392,19 @@ class Pipeline:
             self.inbox.end(error)
 
     def _count(self, outcome: Outcome) -> None:
-        self.metrics.rebalanced.labels(outcome.op).inc()
-        self.metrics.moved.inc(outcome.moved)
+        metrics = self.metrics
+        if not outcome.applied:
+            metrics.rebalance_dropped.labels(outcome.op).inc()
+            return
+        if outcome.rest is None:
+            metrics.rebalanced.labels(outcome.op).inc()
+        metrics.moved.labels(outcome.op).inc(outcome.moved)
+        metrics.checked.inc(outcome.checked)
+        metrics.rebalance_seconds.labels(outcome.op, "plan").observe(outcome.plan_ms / 1_000)
+        metrics.rebalance_seconds.labels(outcome.op, "apply").observe(outcome.apply_ms / 1_000)
         self.progress.moved += outcome.moved
+        self.progress.rebalancing_ms += outcome.apply_ms
+        self.progress.longest_change_ms = max(self.progress.longest_change_ms, outcome.apply_ms)
 
 
 def _letter_of(entry: Expired) -> DeadLetter:

@@ -5,31 +5,41 @@ A *key* is a uint64 that orders results: the score in its upper half, the greate
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from indexer.half import as_float
+from indexer.half import as_bits, as_float
 
 A = Any
-ORDINAL = np.uint64(0xFFFFFFFF)
-_SAMPLE = 1024
+LOWER = np.uint64(0xFFFFFFFF)
+_UPPER = np.uint64(0xFFFFFFFF00000000)
+_HALVINGS = 32
+_FEW = 24
+_TOGETHER = 32
+"""Scores that are passed over at once where none of them reaches the least."""
 
 
 @njit(cache=True, nogil=True)
-def key_of(bits: A, ordinal: A) -> A:
-    """Key of a score, given as bits, and an ordinal: of equal scores the lesser ordinal is the greater key."""
+def key_of(score: A, below: A) -> A:
+    """Key of a float32 score, and of what stands below it."""
+    bits = as_bits(score)
     flipped = ~bits if bits & np.uint32(0x80000000) else bits | np.uint32(0x80000000)
-    return (np.uint64(flipped) << np.uint64(32)) | (ORDINAL - np.uint64(ordinal))
+    return (np.uint64(flipped) << np.uint64(32)) | np.uint64(below)
 
 
 @njit(cache=True, nogil=True)
-def score_bits(key: A) -> A:
-    """Score of a key, as bits."""
+def ranked(score: A, ordinal: A) -> A:
+    """Key of a result: of equal scores the lesser ordinal is the greater key."""
+    return key_of(score, LOWER - np.uint64(ordinal))
+
+
+@njit(cache=True, nogil=True)
+def score_of(key: A) -> A:
+    """Score of a key."""
     flipped = np.uint32(key >> np.uint64(32))
-    return np.uint32(flipped & np.uint32(0x7FFFFFFF) if flipped & np.uint32(0x80000000) else ~flipped)
+    return as_float(np.uint32(flipped & np.uint32(0x7FFFFFFF) if flipped & np.uint32(0x80000000) else ~flipped))
 
 
 @njit(cache=True, nogil=True)
@@ -58,6 +68,90 @@ def greatest(keys: A, n: int, k: int) -> None:
 
 
 @njit(cache=True, nogil=True)
+def _reaching(scores: A, least: A) -> int:
+    """How many scores reach the least; sixteen are compared at once."""
+    count = np.int32(0)
+    for i in range(scores.shape[0]):
+        count += np.int32(scores[i] >= least)
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _in_order(bits: A) -> A:
+    """Bits of a float32 as an int32 in the order of the numbers, and back."""
+    return np.int32(bits) ^ ((np.int32(bits) >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(cache=True, nogil=True)
+def _range(scores: A) -> A:
+    """The least and the greatest; as integers, of which sixteen are compared at once."""
+    least = most = _in_order(as_bits(scores[0]))
+    for i in range(scores.shape[0]):
+        number = _in_order(as_bits(scores[i]))
+        least, most = min(least, number), max(most, number)
+    return as_float(np.uint32(_in_order(least))), as_float(np.uint32(_in_order(most)))
+
+
+@njit(cache=True, nogil=True)
+def floor_of(scores: A, need: int, spare: int) -> A:
+    """A score that at least ``need`` of the scores reach, and, unless many are equal, ``spare`` more at most.
+
+    By halving: counting is so fast that a dozen passes cost less than one that keeps the best.
+    """
+    if scores.shape[0] <= need + spare:
+        return np.float32(-np.inf)
+    low, high = _range(scores)
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) * np.float32(0.5)
+        if not low < middle < high:
+            break
+        count = _reaching(scores, middle)
+        if count < need:
+            high = middle
+        else:
+            low = middle
+            if count <= need + spare:
+                break
+    return low
+
+
+@njit(cache=True, nogil=True)
+def reach(scores: A, begin: int, end: int, least: A, picked: A, n: int) -> int:
+    """Indices from begin to before end of scores that reach the least, ascending, from ``picked[n]`` on; new n."""
+    for low in range(begin, end, _TOGETHER):
+        high = min(low + _TOGETHER, end)
+        some = scores[low:high]
+        if not _reaching(some, least):
+            continue
+        for i in range(some.shape[0]):
+            picked[n] = low + i
+            n += some[i] >= least
+    return n
+
+
+@njit(cache=True, nogil=True)
+def best(scores: A, begin: int, end: int, need: int, ordinal: A, at: A, keys: A, picked: A) -> A:
+    """The ``need`` best of scores[begin:end], all if there are fewer; members ``at`` positions of ``ordinal``.
+
+    Returns:
+        (n, limit): ``picked[:n]`` are indices, ascending, among which are those wanted: the ones of which the
+        :func:`ranked` key reaches the limit.
+    """
+    if end - begin <= need:
+        for i in range(begin, end):
+            picked[i - begin] = i
+        return end - begin, np.uint64(0)
+    least = floor_of(scores[begin:end], need, need // 4 + _FEW)
+    n = reach(scores, begin, end, least, picked, 0)
+    if n <= need:
+        return n, np.uint64(0)
+    for j in range(n):
+        keys[j] = ranked(scores[picked[j]], ordinal[at[picked[j]]])
+    greatest(keys, n, need)
+    return n, keys[need - 1]
+
+
+@njit(cache=True, nogil=True)
 def find(table: A, mask: int, generation: int, ordinal: int) -> int:
     """Slot of the table, of which the first ``mask + 1`` are used, that holds the ordinal, or where it would go."""
     at = (ordinal * 0x9E3779B1 >> 7) & mask
@@ -67,21 +161,15 @@ def find(table: A, mask: int, generation: int, ordinal: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def score_of(key: A) -> A:
-    """Score of a key."""
-    return as_float(score_bits(key))
-
-
-@njit(cache=True, nogil=True)
 def sort(keys: A, spare: A, n: int) -> None:
     """Sort the first n keys, the greatest score first, of equals in the order they are in; ``spare`` is as large."""
-    counts = np.zeros((4, 256), np.int64)
+    counts = np.zeros((4, 256), np.int32)
     for at in range(n):
         key = ~keys[at]
         for digit in range(4):
             counts[digit, (key >> np.uint64(32 + 8 * digit)) & np.uint64(255)] += 1
     for digit in range(4):
-        shift, begin = np.uint64(32 + 8 * digit), 0
+        shift, begin = np.uint64(32 + 8 * digit), np.int32(0)
         if n and counts[digit, (~keys[0] >> shift) & np.uint64(255)] == n:
             continue
         for value in range(256):
@@ -94,21 +182,32 @@ def sort(keys: A, spare: A, n: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def index_of(key: A) -> A:
-    """Which of the members scored a key is of."""
-    return np.int64((key & ORDINAL) >> np.uint64(1))
+def order_equals(keys: A, n: int, ordinals: A) -> None:
+    """Of equal scores among the first n sorted keys the lesser ordinal first, then what came first.
+
+    ``ordinals`` are by the lower half of a key, of which the lowest bit does not count.
+    """
+    first = 0
+    for at in range(1, n + 1):
+        if at < n and keys[at] & _UPPER == keys[first] & _UPPER:
+            continue
+        if at - first > _FEW:  # as many identical items may be
+            names = np.empty(at - first, np.uint64)
+            for i in range(first, at):
+                names[i - first] = (np.uint64(ordinals[index_of(keys[i])]) << np.uint64(32)) | (keys[i] & LOWER)
+            names.sort()
+            for i in range(first, at):
+                keys[i] = (keys[i] & _UPPER) | (names[i - first] & LOWER)
+        else:
+            for i in range(first + 1, at):
+                to = i
+                while to > first and ordinals[index_of(keys[to - 1])] > ordinals[index_of(keys[to])]:
+                    keys[to - 1], keys[to] = keys[to], keys[to - 1]
+                    to -= 1
+        first = at
 
 
 @njit(cache=True, nogil=True)
-def guess(score_bits: A, total: int, need: int, keys: A) -> A:
-    """A score that somewhat more than ``need`` of the first ``total`` probably reach, from a sample."""
-    n = min(total, _SAMPLE)
-    expected = n * need / max(1, total)
-    rank = np.int64(1.25 * expected + 3 * math.sqrt(expected)) + 2
-    if rank >= n:
-        return np.float32(-np.inf)
-    stride = total // n
-    for at in range(n):
-        keys[at] = key_of(score_bits[at * stride], 0)
-    greatest(keys, n, rank)
-    return score_of(keys[rank - 1])
+def index_of(key: A) -> A:
+    """What the lower half of a key says, without its lowest bit."""
+    return np.int64((key & LOWER) >> np.uint64(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,14 @@ from schemas.config import RetrievalConfig
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
-ANY_AGE = np.iinfo(np.int64).min
-"""No request's ``Limits.born_after`` leaves anything out."""
-_NOTHING = np.empty(0, np.int64)
 
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(NamedTuple):
     """The leaves that Q requests read, heaviest first.
 
     Attributes:
         pointer: (Q+1,) where each request's begin.
-        facet, leaf, weight: (n,).
-        voter_pointer, voters: (n+1,) and triggers that voted for each, counted from the request's first.
+        facet, leaf, weight: (n,), and room behind.
+        voter_pointer, voters: (n+1,) and triggers that voted for each, counted from the request's first; likewise.
     """
 
     pointer: I64
@@ -39,98 +34,151 @@ class Chosen:
     voters: I64
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """Results of Q requests, best first.
 
     Attributes:
         count, scored: (Q,) results, and members scored on the way.
-        ordinal, score, slot: (Q, most) int64, float32 and int32; ``slot`` counts the request's leaves.
+        ordinal, score, facet, leaf: (Q, most); int64, but ``score`` float64.
     """
 
     count: I64
     scored: I64
     ordinal: I64
-    score: F32
+    score: npt.NDArray[np.float64]
+    facet: I64
+    leaf: I64
+
+
+class _Asked(NamedTuple):
+    """:class:`Triggers`, as the kernels take them."""
+
+    pointer: I64
+    leaves: I64
+    vectors: F32
+    skip_pointer: I64
+    skip: I64
+
+
+class _Table(NamedTuple):
+    """:class:`Centroids`, as the kernels take them."""
+
+    leaf: I64
+    pointer: I64
+    columns: F32
+    norm: F32
+
+
+class _How(NamedTuple):
+    """Sizes, weights and times of a call.
+
+    Attributes:
+        k, limit, share, per_trigger: ``k``, ``scan``, ``vote_share``, ``per_trigger`` (0: any number) of the section.
+        window, landmark, half_life_ms: of the engagements that count.
+        exact: see :func:`indexer.retrieval.prior_kernels.priors`.
+    """
+
+    k: int
+    limit: int
+    share: float
+    per_trigger: int
+    similarity_weight: float
+    engagement_weight: float
+    freshness_weight: float
+    now_ms: float
+    window: int
+    landmark: int
+    half_life_ms: float
+    freshness_half_life_ms: float
+    exact: bool
+
+
+class _Room(NamedTuple):
+    """Scratch of the kernels.
+
+    Attributes:
+        at, scores: position and score of each entry; read, prior: of the members of a leaf.
+        pieces: begin, end and slot of each; limits: by slot, the least key within its share.
+        picked, keys, rest, who, slot: of candidates.
+        table: (a power of two, over twice the candidates; 3) generation, ordinal, state; generation: (1,), the last.
+        bloom: bits.
+    """
+
+    at: npt.NDArray[np.int32]
+    scores: F32
+    read: npt.NDArray[np.int32]
+    prior: F32
+    pieces: npt.NDArray[np.int64]
+    limits: npt.NDArray[np.uint64]
+    picked: npt.NDArray[np.int32]
+    keys: npt.NDArray[np.uint64]
+    rest: npt.NDArray[np.uint64]
+    who: npt.NDArray[np.uint32]
     slot: npt.NDArray[np.int32]
+    table: npt.NDArray[np.uint32]
+    generation: I64
+    bloom: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, entries: int, pieces: int) -> _Room:
+        return cls(
+            np.empty(entries, np.int32),
+            np.empty(entries, np.float32),
+            np.empty(entries, np.int32),
+            np.empty(entries, np.float32),
+            np.empty((pieces, 3), np.int64),
+            np.empty(pieces, np.uint64),
+            np.empty(entries, np.int32),
+            np.empty(entries, np.uint64),
+            np.empty(entries, np.uint64),
+            np.empty(entries, np.uint32),
+            np.empty(entries, np.int32),
+            np.zeros((2 << (2 * entries).bit_length(), 3), np.uint32),
+            np.zeros(1, np.int64),
+            np.zeros(kernels.BLOOM // 64, np.uint64),
+        )
+
+
+class _Rooms(threading.local):
+    """A thread's scratch, as large as its largest call wanted."""
+
+    def __init__(self) -> None:
+        self._room = _Room.of(4_096, 64)
+
+    def of(self, entries: int, pieces: int) -> _Room:
+        have = self._room
+        if entries > len(have.at) or pieces > len(have.pieces):
+            self._room = have = _Room.of(max(entries, len(have.at)), max(pieces, len(have.pieces)))
+        return have
+
+
+_ROOMS = _Rooms()
 
 
 def choose(triggers: Triggers, centroids: Centroids | None, config: RetrievalConfig, seeds: list[int | None]) -> Chosen:
     """Leaves of each request. ``centroids`` are needed where triggers have no leaf, or vote for neighbours."""
     total, facets = triggers.leaves.shape
-    if centroids is None:
-        centroids = Centroids(
-            _NOTHING, np.zeros(facets + 1, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32)
-        )
-        distances = np.empty((total, 0), np.float32)
-    else:
-        distances = centroids.distances(triggers.vectors)
     requests = len(triggers.pointer) - 1
-    widest = int(np.diff(centroids.pointer).max(initial=0))
-    probes = min(config.probes, widest)
-    most = int(np.diff(triggers.pointer).max(initial=0)) * facets * (1 + probes)
+    table = centroids or Centroids.none(facets)
+    probes = min(config.probes, len(table.leaf))
+    votes = total * facets * (1 + probes)
     gumbel = np.empty((requests, 0))
     if config.selection == "multinomial":
+        most = int(np.diff(triggers.pointer).max(initial=0)) * facets * (1 + probes)
         gumbel = np.stack([np.random.default_rng(seed).gumbel(size=most) for seed in seeds])
-    votes = total * facets * (1 + probes)
-    out = Chosen(
-        np.zeros(requests + 1, np.int64),
-        np.empty(votes, np.int64),
-        np.empty(votes, np.int64),
-        np.empty(votes, np.float64),
-        np.zeros(votes + 1, np.int64),
-        np.empty(votes, np.int64),
-    )
+    numbers = np.empty((4, votes + 1), np.int64)
+    chosen = Chosen(np.empty(requests + 1, np.int64), numbers[0], numbers[1], np.empty(votes), numbers[2], numbers[3])
+    asked = _asked(triggers)
     vote_kernels.choose(
-        triggers.pointer,
-        triggers.leaves,
-        distances,
-        centroids.leaf,
-        centroids.pointer,
-        gumbel,
-        probes,
-        config.indices,
-        out.pointer,
-        out.facet,
-        out.leaf,
-        out.weight,
-        out.voter_pointer,
-        out.voters,
+        asked, _Table(table.leaf, table.pointer, table.columns, table.norm), gumbel, probes, config.indices, chosen
     )
-    n = int(out.pointer[-1])
-    return Chosen(
-        out.pointer,
-        out.facet[:n],
-        out.leaf[:n],
-        out.weight[:n],
-        out.voter_pointer[: n + 1],
-        out.voters[: int(out.voter_pointer[n])],
-    )
+    return chosen
 
 
-class _Scratch(threading.local):
-    """Room that a thread's calls share."""
-
-    def __init__(self) -> None:
-        self.generation = 0
-        self._members = self._keys = -1
-        self.bloom = np.zeros(kernels.BLOOM // 64, np.uint64)
-
-    def make_room(self, members: int, results: int, requests: int) -> None:
-        if members > self._members or self.generation + 2 * requests >= 1 << 31:
-            self._members = max(members, self._members, 4_096)
-            self.who = np.empty(self._members, np.uint32)
-            self.at = np.empty(self._members, np.int64)
-            self.scores = np.empty(self._members, np.float32)
-            self.table = np.zeros((1 << (2 * self._members - 1).bit_length(), 3), np.uint32)
-            self.generation = 0
-        if max(members, 2 * results + 64) > self._keys:
-            self._keys = max(members, 2 * results + 64)
-            self.keys = np.empty(self._keys, np.uint64)
-            self.rest = np.empty(self._keys, np.uint64)
-
-
-_SCRATCH = _Scratch()
+def read_by(chosen: Chosen) -> tuple[I64, I64]:
+    """(n,) facets and (n,) ids of the leaves that any of the requests reads."""
+    n = int(chosen.pointer[-1])
+    return chosen.facet[:n], chosen.leaf[:n]
 
 
 def score(
@@ -143,39 +191,36 @@ def score(
     half_lives_s: tuple[int, ...],
 ) -> Found:
     """The best members of the chosen leaves."""
-    requests = len(triggers.pointer) - 1
-    rows = chosen.leaf * served.place.shape[1] + chosen.facet
-    members = np.concatenate([[0], np.cumsum(np.minimum(served.length[rows], config.scan))])[chosen.pointer]
-    most = int(np.diff(members).max(initial=0))
-    k = min(config.k, max(1, most))
-    scratch = _SCRATCH
-    scratch.make_room(most, config.k, requests)
     window = config.decay % len(half_lives_s)
-    found = Found(
-        np.zeros(requests, np.int64),
-        np.zeros(requests, np.int64),
-        np.empty((requests, k), np.int64),
-        np.empty((requests, k), np.float32),
-        np.empty((requests, k), np.int32),
-    )
     same = window == served.window
-    landmark = served.landmark if same else landmark_at(now_ms, half_lives_s[window])
-    kernels.score(
-        triggers.pointer, chosen.pointer, chosen.facet, chosen.leaf, chosen.weight, chosen.voter_pointer, chosen.voters,
-        triggers.vectors, triggers.skip_pointer, triggers.skip,
-        limits.born_after, limits.allowed_pointer, limits.allowed,
-        served.start, served.length, served.ordered, served.ordinal, served.heat, served.bits, served.place,
-        served.leaf, served.created_at, served.labels, served.last_at, served.epochs, served.decayed, window,
-        config.k, config.scan, config.vote_share,
-        config.similarity_weight, config.engagement_weight, config.freshness_weight,
-        float(now_ms), half_lives_s[window] * 1_000.0, config.freshness_half_life_s * 1_000.0, landmark,
+    how = _How(
+        config.k,
+        config.scan,
+        config.vote_share,
+        config.per_trigger or 0,
+        config.similarity_weight,
+        config.engagement_weight,
+        config.freshness_weight,
+        float(now_ms),
+        window,
+        served.landmark if same else landmark_at(now_ms, half_lives_s[window]),
+        half_lives_s[window] * 1_000.0,
+        config.freshness_half_life_s * 1_000.0,
         not same or now_ms < served.latest_engagement,
-        scratch.generation, scratch.who, scratch.at, scratch.scores, scratch.table, scratch.keys, scratch.rest,
-        scratch.bloom,
-        found.count, found.scored, found.ordinal, found.score, found.slot,
-    )  # fmt: skip
-    scratch.generation += 2 * requests
+    )
+    asked, requests = _asked(triggers), len(triggers.pointer) - 1
+    entries = kernels.need(asked, chosen, served.pool, how)
+    room = _ROOMS.of(entries, len(chosen.voters))
+    k = min(config.k, max(1, entries))
+    numbers = np.empty((3, requests, k), np.int64)
+    counts = np.empty((2, requests), np.int64)
+    found = Found(counts[0], counts[1], numbers[0], np.empty((requests, k)), numbers[1], numbers[2])
+    kernels.score(asked, chosen, served.pool, limits, how, room, found)
     if served.names is not None:
         for request, count in enumerate(found.count.tolist()):
             found.ordinal[request, :count] = served.names[found.ordinal[request, :count]]
     return found
+
+
+def _asked(triggers: Triggers) -> _Asked:
+    return _Asked(triggers.pointer, triggers.leaves, triggers.vectors, triggers.skip_pointer, triggers.skip)

@@ -14,7 +14,7 @@ from indexer.counters import decayed_counts
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.retrieval import vote_kernels
-from indexer.retrieval.request import Centroids, Served
+from indexer.retrieval.request import Centroids, Pool, Served
 from indexer.routing import nearest_of
 from indexer.view import LiveView
 from schemas.store import StoreMeta
@@ -154,13 +154,16 @@ class ViewReader:
             known = self._centroids = changes, Centroids.of(columns)
         return known[1]
 
-    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:  # noqa: ARG002  # all are at hand
+    def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:
         """See :class:`IndexReader`."""
         view, items, pool = self._view, self._view.items, self._view.members
-        served = Served(
+        view.reads.count(facets, leaves)
+        arrays = Pool(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
             items["leaf"], items["created_at"], items["labels"], items["last_at"], items["epochs"], items["decayed"],
-            view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
+        )  # fmt: skip
+        served = Served(
+            arrays, view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
         )  # fmt: skip
         return served, skip
 

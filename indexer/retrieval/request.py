@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,19 +60,37 @@ class Triggers:
     missing: list[list[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the answers of Q requests may hold.
+ANY_AGE = np.iinfo(np.int64).min
+"""No item is older."""
+
+
+class Limits(NamedTuple):
+    """What the answers of Q requests may hold, as the kernels take it.
 
     Attributes:
+        active: (Q,) bool, whether anything is asked of items at all.
         born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
-        allowed_pointer: (Q+1,) where each request's begin in ``allowed``.
+        pointer: (Q+1,) where each request's begin in ``allowed``.
         allowed: by number of a set of labels, see :class:`indexer.labels.LabelTable`; none where all may be.
     """
 
+    active: npt.NDArray[np.bool_]
     born_after: I64
-    allowed_pointer: I64
+    pointer: I64
     allowed: Allowed
+
+    @classmethod
+    def none(cls, requests: int) -> Limits:
+        """Anything may be in the answers."""
+        nothing = np.zeros(requests + 1, np.int64)
+        return cls(np.zeros(requests, np.bool_), nothing, nothing, np.empty(0, np.bool_))
+
+    @classmethod
+    def of(cls, born_after: I64, allowed: Sequence[Allowed]) -> Limits:
+        """Of each request its own."""
+        counts = np.array([len(each) for each in allowed], np.int64)
+        pointer = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return cls((born_after > ANY_AGE) | (counts > 0), born_after, pointer, np.concatenate(allowed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,45 +100,38 @@ class Centroids:
     Attributes:
         leaf: (m,) ids, facet by facet.
         pointer: (F+1,) where each facet's begin.
-        centroid: (m, d) float32; norm: (m,) float32, their squared lengths.
+        columns: (d, m) float32, the centroids; norm: (m,) float32, their squared lengths.
     """
 
     leaf: I64
     pointer: I64
-    centroid: F32
+    columns: F32
     norm: F32
 
     @classmethod
     def of(cls, facets: Sequence[tuple[I64, F32]]) -> Centroids:
         """From each facet's leaf ids and centroids."""
-        centroid = np.ascontiguousarray(np.concatenate([each for _, each in facets]), np.float32)
+        columns = np.ascontiguousarray(np.concatenate([each.T for _, each in facets], axis=1), np.float32)
         return cls(
             np.concatenate([leaves for leaves, _ in facets]).astype(np.int64),
             np.concatenate([[0], np.cumsum([len(leaves) for leaves, _ in facets])]).astype(np.int64),
-            centroid,
-            np.einsum("md,md->m", centroid, centroid),
+            columns,
+            np.einsum("dm,dm->m", columns, columns),
         )
 
-    def distances(self, vectors: F32) -> F32:
-        """(T, m) squared distances of (T, F, d) embeddings to the centroids of their facets, up to a constant each."""
-        out = np.empty((len(vectors), len(self.leaf)), np.float32)
-        for facet in range(len(self.pointer) - 1):
-            at = slice(self.pointer[facet], self.pointer[facet + 1])
-            np.matmul(vectors[:, facet], self.centroid[at].T, out=out[:, at])
-        out *= -2
-        out += self.norm
-        return out
+    @classmethod
+    def none(cls, facets: int) -> Centroids:
+        """No leaves at all."""
+        nothing = np.empty(0, np.int64)
+        return cls(nothing, np.zeros(facets + 1, np.int64), np.empty((0, 0), np.float32), np.empty(0, np.float32))
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """The arrays that members are read from, as :func:`indexer.retrieval.kernels.score` takes them.
+class Pool(NamedTuple):
+    """The arrays that members are read from, as the kernels take them.
 
     Attributes:
-        start, length, ordered, ordinal, heat, bits, place: of a pool.
+        start, length, ordered, ordinal, heat, bits, place: of a :class:`indexer.members.MemberPool`.
         leaf, created_at, labels, last_at, epochs, decayed: by the pool's ordinals.
-        landmark: of ``heat``; window: the half-life it counts; latest_engagement: none is later.
-        names: ordinals of the index by those of the pool; None where they are the same.
     """
 
     start: I64
@@ -135,6 +147,19 @@ class Served:
     last_at: I64
     epochs: npt.NDArray[np.int32]
     decayed: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What members are read from.
+
+    Attributes:
+        pool: the arrays.
+        window: the half-life that ``pool.heat`` counts; landmark: of it; latest_engagement: none is later.
+        names: ordinals of the index by those of the pool; None where they are the same.
+    """
+
+    pool: Pool
     window: int
     landmark: int
     latest_engagement: int

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Final, overload
+from itertools import accumulate
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Limits, Request, Triggers
+from indexer.retrieval.request import ANY_AGE, Limits, Request, Triggers
 from indexer.retrieval.select import Selected
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
@@ -160,14 +160,13 @@ def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalC
     began = time.perf_counter()
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
         triggers = _trace(reader, requests)
-        cold = (triggers.leaves < 0).any()
-        centroids = reader.centroids() if config.probes or cold else None
+        centroids = reader.centroids() if config.probes or (triggers.leaves < 0).any() else None
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
-        served, skip = reader.serve(chosen.facet, chosen.leaf, triggers.skip)
-        triggers = replace(triggers, skip=skip)
-        found = engine.score(
-            triggers, chosen, served, _limits(reader, requests, now_ms), config, now_ms, reader.meta.half_lives_s
-        )
+        served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
+        if skip is not triggers.skip:
+            triggers = replace(triggers, skip=skip)
+        limits = _limits(reader, requests, now_ms)
+        found = engine.score(triggers, chosen, served, limits, config, now_ms, reader.meta.half_lives_s)
     elapsed_ms = (time.perf_counter() - began) * 1_000
     return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
 
@@ -183,15 +182,20 @@ class _Answered:
 
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
-        begin, end, count = int(chosen.pointer[at]), int(chosen.pointer[at + 1]), int(found.count[at])
-        facets, leaves, slots = chosen.facet[begin:end], chosen.leaf[begin:end], found.slot[at, :count]
-        ends = chosen.voter_pointer[begin : end + 1].tolist()
+        begin, end = chosen.pointer[at : at + 2].tolist()
+        count = int(found.count[at])
         return Candidates(
             found.ordinal[at, :count],
-            found.score[at, :count].astype(np.float64),
-            facets[slots],
-            leaves[slots],
-            Selected(facets, leaves, chosen.weight[begin:end], [chosen.voters[a:b] for a, b in pairwise(ends)]),
+            found.score[at, :count],
+            found.facet[at, :count],
+            found.leaf[at, :count],
+            Selected(
+                chosen.facet[begin:end],
+                chosen.leaf[begin:end],
+                chosen.weight[begin:end],
+                chosen.voter_pointer[begin : end + 1],
+                chosen.voters,
+            ),
             int(found.scored[at]),
             self.missing[at],
             self.elapsed_ms,
@@ -234,14 +238,13 @@ def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
     )  # fmt: skip
 
 
-_ALL: Final = np.empty(0, np.bool_)
-
-
 def _limits(reader: IndexReader, requests: Sequence[Request], now_ms: int) -> Limits:
+    if all(request.max_age_s is None and not request.only for request in requests):
+        return Limits.none(len(requests))
+    allowed = [reader.allowed(request.only) if request.only else np.empty(0, np.bool_) for request in requests]
     ages = [request.max_age_s for request in requests]
-    born_after = [engine.ANY_AGE if age is None else now_ms - int(age * 1_000) for age in ages]
-    allowed = [reader.allowed(request.only) if request.only else _ALL for request in requests]
-    return Limits(np.array(born_after, np.int64), _pointers(allowed), np.concatenate(allowed))
+    born_after = [ANY_AGE if age is None else now_ms - int(age * 1_000) for age in ages]
+    return Limits.of(np.array(born_after, np.int64), allowed)
 
 
 def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:
@@ -260,10 +263,8 @@ def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[
     return own, embedded, skip, located.missing
 
 
-def _pointers(lists: Sequence[Sized]) -> I64:
-    out = np.zeros(len(lists) + 1, np.int64)
-    np.cumsum([len(each) for each in lists], out=out[1:])
-    return out
+def _pointers(lists: Iterable[Sized]) -> I64:
+    return np.array([0, *accumulate(len(each) for each in lists)], np.int64)
 
 
 def _merge(

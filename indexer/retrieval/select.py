@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,12 +24,18 @@ class Votes:
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """K chosen leaves, heaviest first; ``voters[i]`` are the triggers that voted for leaf i."""
+    """K chosen leaves, heaviest first; those who voted for leaf i are ``voter[pointer[i]:pointer[i + 1]]``."""
 
     facet: I64
     leaf: I64
     weight: npt.NDArray[np.float64]
-    voters: list[I64]
+    pointer: I64
+    voter: I64
+
+    @property
+    def voters(self) -> list[I64]:
+        """For each leaf the triggers that voted for it."""
+        return [self.voter[begin:end] for begin, end in pairwise(self.pointer.tolist())]
 
 
 def select_leaves(votes: Votes, k: int, how: Literal["top", "multinomial"], seed: int | None) -> Selected:
@@ -50,4 +57,6 @@ def select_leaves(votes: Votes, k: int, how: Literal["top", "multinomial"], seed
     chosen = np.argsort(-order_by, kind="stable")[:k]
     chosen = chosen[np.argsort(-weight[chosen], kind="stable")]
     voters = [np.unique(votes.trigger[slot_of == slot]) for slot in chosen.tolist()]
-    return Selected(slots[chosen, 0], slots[chosen, 1], weight[chosen], voters)
+    pointer = np.concatenate([[0], np.cumsum([len(each) for each in voters])]).astype(np.int64)
+    voter = np.concatenate([np.empty(0, np.int64), *voters])
+    return Selected(slots[chosen, 0], slots[chosen, 1], weight[chosen], pointer, voter)

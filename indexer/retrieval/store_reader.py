@@ -15,7 +15,7 @@ from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
 from indexer.order import Order, heat_of, landmark_at
 from indexer.retrieval.readers import Located
-from indexer.retrieval.request import Centroids, Served
+from indexer.retrieval.request import Centroids, Pool, Served
 from indexer.routing import nearest_of
 from indexer.store import Store
 
@@ -105,7 +105,8 @@ class StoreReader:
         """See :class:`IndexReader`."""
         served, _ = self.serve(np.array([facet]), np.array([leaf]), np.empty(0, np.int64))
         row = leaf * self.meta.facets + facet
-        at = served.ordinal[served.start[row] : served.start[row] + served.length[row]][:limit]
+        begin = served.pool.start[row]
+        at = served.pool.ordinal[begin : begin + served.pool.length[row]][:limit]
         return np.empty(0, np.int64) if served.names is None else served.names[at]
 
     def serve(self, facets: I64, leaves: I64, skip: I64) -> tuple[Served, I64]:
@@ -132,10 +133,12 @@ class StoreReader:
         pool.sort(rows, created_at, self._order.creation, half_life_s, landmark)
         leaf = np.zeros((max(1, len(names)), count), np.uint32)
         leaf[members, row_of % count] = row_of // count
-        served = Served(
+        arrays = Pool(
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
             leaf, created_at, labels, counters.last_at, counters.epochs, counters.decayed,
-            window % len(self.meta.half_lives_s), landmark, int(counters.last_at.max(initial=0)), names,
+        )  # fmt: skip
+        served = Served(
+            arrays, window % len(self.meta.half_lives_s), landmark, int(counters.last_at.max(initial=0)), names,
         )  # fmt: skip
         at = np.minimum(np.searchsorted(names, skip), max(0, len(names) - 1))
         there = names[at] == skip if len(names) else np.zeros(len(skip), np.bool_)

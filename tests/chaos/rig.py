@@ -62,6 +62,8 @@ low = 4
 high = 32
 interval_ms = 1
 merge_interval_s = 0.05
+step_items = 16
+reassign = true
 [checkpoints]
 keep = 2
 [http]

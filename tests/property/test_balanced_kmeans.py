@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.rebalance.kmeans import balanced_kmeans
-from indexer.rebalance.plan import split_shape
+from indexer.rebalance.split import split_shape
 
 
 @st.composite

@@ -17,7 +17,8 @@ from indexer.index import Index
 from indexer.keys import ItemState, LeafState
 from indexer.rebalance.apply import apply_bounds, apply_plan
 from indexer.rebalance.compactor import out_of_bounds
-from indexer.rebalance.plan import MarkPlan, MergePlan, SplitPlan, plan_round
+from indexer.rebalance.plan import plan_round
+from indexer.rebalance.plans import MarkPlan, MergePlan, SplitPlan
 from indexer.retrieval.readers import ViewReader
 from tests.builders import (
     DIM,
@@ -255,7 +256,7 @@ def test_a_plan_whose_leaf_is_gone_or_changed_hands_is_dropped(tmp_path: Path) -
     index, chosen = with_index(tmp_path)
     with index:
         fill(index, range(40))
-        old = plan_round(index.view, (2, 8), chosen.rebalance, merges=True)
+        old = list(plan_round(index.view, (2, 8), chosen.rebalance, merges=True))
         assert {type(plan) for plan in old} >= {MergePlan}
         rebalance(index, chosen)
         for plan in old:

@@ -174,7 +174,7 @@ def votes_of(reader: ViewReader, triggers: list[str], probes: int) -> Votes:
         for trigger, vector in enumerate(located.vectors[:, facet]):
             own = int(located.leaves[trigger, facet])
             rows.append((facet, own, trigger, 1.0))
-            distance = table.norm[at] - 2 * (table.centroid[at] @ vector)
+            distance = table.norm[at] - 2 * (vector @ table.columns[:, at])
             near = [leaf for leaf in table.leaf[at][np.argsort(distance, kind="stable")].tolist() if leaf != own]
             rows += [(facet, leaf, trigger, 0.5) for leaf in near[:probes]]
     columns = np.array(rows, np.float64).reshape(-1, 4).T

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from indexer.index import Index
 from indexer.logical_state import differences, logical_state
 from indexer.rebalance.apply import apply_bounds, apply_plan
-from indexer.rebalance.plan import Plan, plan_round
+from indexer.rebalance.plan import plan_round
+from indexer.rebalance.plans import Plan
 from indexer.seen import Seen
 from schemas.config import Config
 from tests.builders import (

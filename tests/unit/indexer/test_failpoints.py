@@ -68,12 +68,12 @@ def test_the_variable_is_no_unknown_setting():
 _FILL = """
 from pathlib import Path
 import sys
-from tests.builders import fill, open_index, rebalance
+from tests.builders import config, fill, open_index, rebalance
 with open_index(Path(sys.argv[1])) as index:
     for first in range(0, 60, 20):
         fill(index, range(first, first + 20), start=first)
         index.store.sync()
-    rebalance(index)
+    rebalance(index, config(rebalance={"low": 1, "high": 8, "reassign": True}))
 """
 
 
@@ -95,6 +95,10 @@ def test_the_variable_arms_a_process_and_is_refused_when_wrong(tmp_path):
         ("split.planned=kill", 3),
         ("split.before=kill", 3),
         ("split.after=kill", 3),
+        ("recenter.before=kill", 3),
+        ("recenter.after=kill", 3),
+        ("reassign.before=kill", 3),
+        ("reassign.after=kill", 3),
     ],
 )
 def test_a_killed_process_leaves_a_sound_store_and_the_rest_can_follow(tmp_path, spec, batches):
@@ -110,7 +114,7 @@ def test_a_killed_process_leaves_a_sound_store_and_the_rest_can_follow(tmp_path,
 
 def test_merges_and_marks_pass_their_places(tmp_path, monkeypatch):
     passed = []
-    for room in ("apply", "compactor"):
+    for room in ("merge", "marks", "split", "compactor"):
         monkeypatch.setattr(f"indexer.rebalance.{room}.failpoint", passed.append)
     for name, seeds in (("different", list(range(60))), ("identical", [7] * 30)):
         with open_index(tmp_path / name) as index:
