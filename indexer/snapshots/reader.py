@@ -186,6 +186,5 @@ def _totals(info: SnapshotInfo, view: LiveView) -> Totals:
         next_leaf=[len(facet.leaves) for facet in view.facets],
         stream_time_ms=info.stream_time_ms,
         items_live=info.items_live,
-        splits=info.splits,
-        merges=info.merges,
+        journal_seq=info.journal_seq,
     )
