@@ -105,6 +105,19 @@ def embeddings(start: A, place: A, pool_vector: A, leaf: A, live: A, ordinals: A
 
 
 @njit(cache=True, nogil=True)
+def lay(
+    start: A, length: A, to: A, pool_ordinal: A, pool_heat: A, pool_vector: A, ordinal: A, heat: A, vector: A
+) -> None:
+    """Copy all rows, each to where ``to`` says, into other arrays."""
+    for row in range(start.shape[0]):
+        for i in range(length[row]):
+            ordinal[to[row] + i] = pool_ordinal[start[row] + i]
+            heat[to[row] + i] = pool_heat[start[row] + i]
+            for j in range(pool_vector.shape[1]):
+                vector[to[row] + i, j] = pool_vector[start[row] + i, j]
+
+
+@njit(cache=True, nogil=True)
 def reheat(start: A, length: A, pool_ordinal: A, pool_heat: A, heats: A) -> None:
     """Every member's heat anew, from (items,) float32."""
     for row in range(start.shape[0]):

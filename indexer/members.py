@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -251,28 +252,73 @@ class MemberPool:
                 return
             self._resize(2 * (self._used + int(_rooms(need[done:]).sum())))  # what is not used yet takes no memory
 
+    def readied(self, rows: I64) -> Callable[[], None]:
+        """Copy the pool aside, if appending members to ``rows`` (n,), repeated at will, would take a larger one.
+
+        Only the thread that changes the pool may call it. Others may read meanwhile, but not while the function that it
+        returns, which takes an instant, puts the copy in place.
+        """
+        most = _WASTE * self._used + _SLACK
+        if 2 * self._abandoned < most and len(self.ordinal) - self._used > self._used // 8 + 64 * len(rows):
+            return lambda: None  # ample
+        touched, need = np.unique(rows, return_counts=True)
+        room = np.zeros(len(touched), np.int64)
+        known = touched < len(self.length)
+        need[known] += self.length[touched[known]]
+        room[known] = self.room[touched[known]]
+        short = need > room
+        extra = int(_rooms(need[short]).sum())
+        if self._abandoned + int(room[short].sum()) > most:
+            laid = self._squeezed(extra)
+        elif self._used + extra > len(self.ordinal):
+            laid = self._enlarged(2 * (self._used + extra))
+        else:
+            return lambda: None
+        return lambda: self._use(laid)
+
     def _resize(self, size: int) -> None:
         """Arrays of ``size`` members; what is in use stays."""
-        keep = min(self._used, len(self.ordinal))
-        for name in ("ordinal", "heat", "bits"):
-            old = getattr(self, name)
-            new = np.zeros((size, *old.shape[1:]), old.dtype)
-            new[:keep] = old[:keep]
-            setattr(self, name, new)
+        self._use(self._enlarged(size))
 
     def _rewrite(self, extra: int) -> None:
         """Squeeze abandoned room out."""
+        self._use(self._squeezed(extra))
+
+    def _enlarged(self, size: int) -> _Laid:
+        keep = min(self._used, len(self.ordinal))
+        ordinal, heat, bits = self._empty(size)
+        ordinal[:keep], heat[:keep], bits[:keep] = self.ordinal[:keep], self.heat[:keep], self.bits[:keep]
+        return _Laid(self.start, self.room, self._used, self._abandoned, ordinal, heat, bits)
+
+    def _squeezed(self, extra: int) -> _Laid:
         rooms = np.where(self.length > 0, self.room, 0)
         starts = np.cumsum(rooms) - rooms
         used = int(rooms.sum())
-        into, out = spans(starts, self.length), spans(self.start, self.length)
-        for name in ("ordinal", "heat", "bits"):
-            old = getattr(self, name)
-            new = np.zeros((used + extra + (used + extra) // 8 + _SLACK, *old.shape[1:]), old.dtype)
-            new[into] = old[out]
-            setattr(self, name, new)
-        self.room, self.start, self._used = rooms, starts, used
-        self._free[:], self._abandoned = -1, 0
+        size = used + extra + (used + extra) // 8 + _SLACK
+        arrays = self._empty(size)
+        kernels.lay(self.start, self.length, starts, self.ordinal, self.heat, self.bits, *arrays)
+        return _Laid(starts, rooms, used, 0, *arrays)
+
+    def _empty(self, size: int) -> tuple[U32, F32, npt.NDArray[np.uint16]]:
+        shape = (size, self.bits.shape[1])
+        return np.zeros(size, np.uint32), np.zeros(size, np.float32), np.zeros(shape, np.uint16)
+
+    def _use(self, laid: _Laid) -> None:
+        self.start, self.room, self._used, self._abandoned, self.ordinal, self.heat, self.bits = laid
+        if not self._abandoned:
+            self._free[:] = -1
+
+
+class _Laid(NamedTuple):
+    """A pool's arrays, and how they are used, made aside."""
+
+    start: I64
+    room: I64
+    used: int
+    abandoned: int
+    ordinal: U32
+    heat: F32
+    bits: npt.NDArray[np.uint16]
 
 
 def _rooms(need: I64) -> I64:

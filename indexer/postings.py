@@ -82,6 +82,12 @@ class ItemPlan:
         change = (np.concatenate([into[0], out[0]]), np.repeat([1, -1], [len(into[0]), len(out[0])]))
         put_sizes(write, facet, sizes, *change)
 
+    def rows(self, view: LiveView) -> I64:
+        """Rows of the view's members that some are added to."""
+        return np.concatenate(
+            [facet.members.rows(leaves) for facet, (leaves, _) in zip(view.facets, self._into, strict=True)]
+        )
+
     def show(self, view: LiveView) -> None:
         """Make the view equal to what was written."""
         if not len(self.ordinals):

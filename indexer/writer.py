@@ -119,7 +119,9 @@ class IndexWriter:
         self.store.write(write)
         failpoint("batch.after")
 
+        ready = view.members.readied(upserts.rows(view))
         with view.lock:
+            ready()
             for watch in view.watchers:
                 watch(change.ordinals, np.empty(0, np.int64) if counted is None else counted[0])
             upserts.show(view)

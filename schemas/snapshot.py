@@ -47,7 +47,7 @@ class SnapshotInfo(BaseModel):
         ordinals: ordinals below it are taken.
         labels: numbers of sets of labels below it are.
         items_live: live items.
-        splits, merges: done since the index was made.
+        journal_seq: entries of the journal so far; nothing was rebalanced between two snapshots with the same.
         stream_time_ms: largest occurred_at applied.
         order: how posting lists are ordered.
         created_at_ms: wall clock when it was taken, epoch milliseconds.
@@ -66,8 +66,7 @@ class SnapshotInfo(BaseModel):
     ordinals: int = Field(ge=0)
     labels: int = Field(ge=1)
     items_live: int = Field(ge=0)
-    splits: int = Field(ge=0)
-    merges: int = Field(ge=0)
+    journal_seq: int = Field(ge=0)
     stream_time_ms: int
     order: ListOrder
     created_at_ms: int = Field(ge=0)

@@ -16,7 +16,7 @@ class Changes:
     """Notes for each ordinal in which period its item, or its counters, changed last.
 
     Add it to ``view.watchers``; methods expect the writer to be kept out by ``view.lock``, unless they say otherwise.
-    Splits and merges are not noted: deltas are filed by the routes of their full snapshot.
+    What rebalancing moves is not noted: deltas are filed by the routes of their full snapshot.
 
     Attributes:
         period: the present one, from 1 up; 0 stands for what is in the full snapshot.

@@ -136,7 +136,7 @@ def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first
     counters = image.columns(view, image.COUNTERS, counted)
     facets = range(view.meta.facets)
     now = image.at(view)
-    complete = (now.splits, now.merges) == (base.at.splits, base.at.merges)
+    complete = now.journal_seq == base.at.journal_seq
     leaves = [_new_leaves(view, base, facet, columns, complete=complete) for facet in facets]
     raws = [_new_raws(view, base, facet) if complete else np.empty(0, np.int64) for facet in facets]
     ends, text = view.ids.texts(np.arange(first.ordinal, now.ordinals))
@@ -163,8 +163,9 @@ def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first
 def _new_leaves(view: LiveView, base: Base, facet: int, rows: image.Columns, *, complete: bool) -> I64:
     """Leaves to send along.
 
-    Before any split or merge these are all that were opened since, so that empty ones are known too. Later, children
-    of a split must not pass for leaves beside their parent: only leaves of items whose raw index is new are sent.
+    Before anything is rebalanced these are all that were opened since, so that empty ones are known too. Later,
+    children of a split must not pass for leaves beside their parent: only leaves of items whose raw index is new are
+    sent.
     """
     if complete:
         return np.setdiff1d(image.leaves(view, facet)[0], base.leaves[facet], assume_unique=True)
@@ -173,7 +174,7 @@ def _new_leaves(view: LiveView, base: Base, facet: int, rows: image.Columns, *, 
 
 
 def _new_raws(view: LiveView, base: Base, facet: int) -> I64:
-    """Raw indices that got a route since; without a split or merge each leads to one leaf."""
+    """Raw indices that got a route since; until something is rebalanced each leads to one leaf."""
     routed = view.facets[facet].routes.lengths > 0
     routed[base.raws[facet]] = False
     return np.flatnonzero(routed)

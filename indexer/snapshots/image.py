@@ -36,8 +36,7 @@ class At:
     ordinals: int
     labels: int
     items_live: int
-    splits: int
-    merges: int
+    journal_seq: int
     stream_time_ms: int
     order: Order
 
@@ -49,8 +48,7 @@ class At:
             info.ordinals,
             info.labels,
             info.items_live,
-            info.splits,
-            info.merges,
+            info.journal_seq,
             info.stream_time_ms,
             Order(**info.order.model_dump()),
         )
@@ -64,8 +62,7 @@ class At:
             "ordinals": self.ordinals,
             "labels": self.labels,
             "items_live": self.items_live,
-            "splits": self.splits,
-            "merges": self.merges,
+            "journal_seq": self.journal_seq,
             "stream_time_ms": self.stream_time_ms,
             "order": order,
         }
@@ -79,8 +76,7 @@ def at(view: LiveView) -> At:
         totals.next_ordinal,
         len(view.labels),
         totals.items_live,
-        totals.splits,
-        totals.merges,
+        totals.journal_seq,
         totals.stream_time_ms,
         view.order,
     )

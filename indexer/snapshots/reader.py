@@ -67,8 +67,11 @@ class SnapshotReader(ViewReader):
         """
         assert (info.kind, info.full, info.store) == ("delta", self.info.full, self.meta), "a delta of another snapshot"
         leaves = [self._file(segment) for segment in segments]
-        view = self._view
+        view, facets = self._view, np.arange(self.meta.facets)
+        rows = [leaf.astype(np.int64) * len(facets) + facets for leaf in leaves]
+        ready = view.members.readied(np.concatenate([np.empty(0, np.int64), *(each.ravel() for each in rows)]))
         with view.lock:
+            ready()
             view.items.resize(info.ordinals)
             view.members.ensure_items(info.ordinals)
             for segment, leaf in zip(segments, leaves, strict=True):
@@ -183,6 +186,5 @@ def _totals(info: SnapshotInfo, view: LiveView) -> Totals:
         next_leaf=[len(facet.leaves) for facet in view.facets],
         stream_time_ms=info.stream_time_ms,
         items_live=info.items_live,
-        splits=info.splits,
-        merges=info.merges,
+        journal_seq=info.journal_seq,
     )

@@ -152,3 +152,31 @@ def test_a_pool_built_at_once_is_as_one_filled_step_by_step() -> None:
         held = one.row(row).astype(np.int64)
         at = np.full(len(held), row)
         np.testing.assert_array_equal(one.vectors(at, held), other.vectors(at, held))
+
+
+def test_a_pool_that_was_made_ready_is_not_copied_while_readers_wait() -> None:
+    dice, items, leaves, copied = np.random.default_rng(3), 40_000, 60, 0
+    pool = MemberPool(FACETS, DIM)
+    pool.ensure_rows(leaves * FACETS)
+    pool.ensure_items(items)
+    vectors = dice.standard_normal((items, FACETS, DIM)).astype(np.float16)
+    heats = dice.random(items).astype(np.float32)
+    leaf = (leaves * dice.random((items, FACETS)) ** 3).astype(np.uint32)
+    rows = leaf.astype(np.int64) * FACETS + np.arange(FACETS)
+    for first in range(0, items, 100):
+        new = np.arange(first, first + 100)
+        was = pool.bits
+        pool.readied(rows[new].ravel())()
+        copied += pool.bits is not was
+        ready = pool.bits
+        for facet in range(FACETS):
+            pool.append(rows[new, facet], new, vectors[new, facet], heats[new])
+        assert pool.bits is ready
+    assert copied > 5
+    for row in range(leaves * FACETS):
+        facet = row % FACETS
+        held = np.flatnonzero(rows[:, facet] == row)
+        assert pool.row(row).tolist() == held.tolist()
+        at = slice(pool.start[row], pool.start[row] + len(held))
+        np.testing.assert_array_equal(pool.bits[at].view(np.float16), vectors[held, facet])
+        np.testing.assert_array_equal(pool.heat[at], heats[held])
