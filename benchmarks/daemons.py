@@ -69,11 +69,11 @@ class Daemon:
         return time.monotonic() - self.started
 
     def ready_after(self) -> float:
-        """Seconds from the start until everything in the log is applied."""
+        """Seconds from the start until everything in the log is applied, and the kernels are compiled."""
 
         def ready() -> bool:
             found = self.ask("/readyz")
-            return found is not None and bool(found["caught_up"]) and found["lag"] == 0
+            return found is not None and bool(found["caught_up"] and found["warmed"]) and found["lag"] == 0
 
         self.until(ready)
         return time.monotonic() - self.started

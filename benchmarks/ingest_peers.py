@@ -78,6 +78,7 @@ def run(options: Options) -> Result:
         result.add(f"found, {name}", "", answer["found"])
         result.details.setdefault(name, []).append(answer)
     result.goal("items/s, codes given", result.median(f"items, {CODED}"), "at least", 60_000)
+    result.ratio("codes given / vectors alone", f"items, {CODED}", f"items, {ALONE}")
     for name in systems:
         if name in PEERS:
             ratio = result.ratio(f"codes given / {name}", f"items, {CODED}", f"items, {name}")

@@ -22,7 +22,7 @@ from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
 from benchmarks.report import Result
 
-SIZE = 300_000
+SIZE = 1_000_000  # what is there whatever the number of items, 50 to 100 MB, weighs less then
 VECTORS = 3 * 64 * 2
 
 
@@ -53,6 +53,8 @@ def run(options: Options) -> Result:
     result.add("peer on disk: events and embeddings", "B", content + VECTORS)
     result.ratio("resident set / embeddings", "in RAM: growth of the resident set", "peer in RAM: embeddings")
     result.ratio("disk / events and embeddings", "on disk after compaction", "peer on disk: events and embeddings")
+    result.goal("bytes per item in RAM", result.median("in RAM: growth of the resident set"), "at most", 900)
+    result.goal("bytes per item on disk", result.median("on disk after compaction"), "at most", 1_200)
     return result
 
 

@@ -12,6 +12,7 @@ from rocksdict import BottommostLevelCompaction, CompactOptions
 
 from benchmarks.apart import Answer
 from indexer.store import Store, store_path
+from indexer.warm import warm_up
 from schemas.config import Config
 from streamer.generations import current_generation, load_model, open_index
 from streamer.verification import verify_shards
@@ -44,6 +45,15 @@ def opened(*, config: dict[str, Any], check: bool = False) -> Answer:
         if check:
             answer["verify"] = verify_shards({0: index.store}, model).model_dump(mode="json")
     return answer
+
+
+def warmed() -> Answer:
+    """Have every kernel compiled, or read from where numba keeps them.
+
+    Returns:
+        ``seconds`` it took.
+    """
+    return {"seconds": warm_up()}
 
 
 def compacted(*, config: dict[str, Any]) -> Answer:

@@ -110,12 +110,7 @@ def plan_counters(
     packed = np.empty(len(touched), keys.stats_dtype(len(half_lives), len(totals.kinds)))
     packed["counts"], packed["epochs"], packed["decayed"] = after.counts, after.epochs, after.decayed
     packed["value_sum"], packed["last_at"] = after.value_sum, after.last_at
-    joined, width = packed.tobytes(), packed.dtype.itemsize
-    write.put_many(
-        "stats",
-        keys.ordinal_keys(touched),
-        [joined[at : at + width] for at in range(0, len(joined), width)],
-    )
+    write.put_many("stats", keys.ordinal_keys(touched), keys.split(packed.tobytes(), packed.dtype.itemsize))
     return touched, after
 
 

@@ -48,14 +48,21 @@ class ItemChange:
 
 def resolve(view: LiveView, items: ItemRows) -> ItemChange:
     """Decide which event wins for each item: the later occurred_at, then the later offset (contracts)."""
-    new_ids: dict[str, int] = {}
     first_rows: list[int] = []
     ordinals = view.ordinals_of(items.item_ids)
     base = view.totals.next_ordinal
-    for row in np.flatnonzero(ordinals < 0).tolist():
-        ordinals[row] = new_ids.setdefault(items.item_ids[row], base + len(new_ids))
-        if len(first_rows) < len(new_ids):
-            first_rows.append(row)
+    unknown = np.flatnonzero(ordinals < 0)
+    names = [items.item_ids[row] for row in unknown.tolist()]
+    new_ids = dict(zip(names, range(base, base + len(names)), strict=True))
+    if len(new_ids) == len(names):
+        ordinals[unknown] = np.arange(base, base + len(names))
+        first_rows = unknown.tolist()
+    else:  # some of them come several times
+        new_ids = {}
+        for row, name in zip(unknown.tolist(), names, strict=True):
+            ordinals[row] = new_ids.setdefault(name, base + len(new_ids))
+            if len(first_rows) < len(new_ids):
+                first_rows.append(row)
 
     known = ordinals < base
     at = np.where(known, ordinals, 0)
@@ -67,12 +74,12 @@ def resolve(view: LiveView, items: ItemRows) -> ItemChange:
 
     late = (state != ItemState.ABSENT) & (items.occurred_at < seen_at)
     created_at = np.where((state == ItemState.LIVE) & (items.encoded >= 0), created, items.occurred_at)
-    _, first, count = np.unique(ordinals, return_index=True, return_counts=True)
-    if not len(count) or count.max() == 1:
+    if _distinct(ordinals):
         rows = np.flatnonzero(~late)
         return ItemChange(ordinals[rows], rows, created_at[rows], new_ids, first_rows, int(late.sum()))
 
     # Several events of one item in one batch: walk them in order, as if each had come alone.
+    _, first, count = np.unique(ordinals, return_index=True, return_counts=True)
     single = np.zeros(len(items), np.bool_)
     single[first[count == 1]] = True
     winner: dict[int, tuple[int, int]] = {}
@@ -101,6 +108,11 @@ def resolve(view: LiveView, items: ItemRows) -> ItemChange:
         first_rows,
         stale,
     )
+
+
+def _distinct(ordinals: I64) -> bool:
+    ascending = np.sort(ordinals)
+    return not (ascending[1:] == ascending[:-1]).any()
 
 
 def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Totals, write: Batch) -> ItemPlan:
@@ -159,7 +171,7 @@ def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Tota
         "leaf": leaf,
     }
     plan.ordinals, plan.live, plan.vectors = ordinals, live, items.vectors[encoded[live]]
-    item_ids = [items.item_ids[row] for row in rows.tolist()]
+    item_ids = items.item_ids if len(rows) == len(items) else [items.item_ids[row] for row in rows.tolist()]
     keys_of = keys.ordinal_keys(ordinals)
     write.put_many(
         "items",
@@ -182,18 +194,13 @@ def plan_items(view: LiveView, items: ItemRows, change: ItemChange, totals: Tota
         [item_id.encode() for item_id in new],
         keys.ordinal_keys(np.fromiter(change.new_ids.values(), np.int64)),
     )
-    live_keys = [key for key, is_live in zip(keys_of, live.tolist(), strict=True) if is_live]
-    vector_bytes = plan.vectors.tobytes()
-    width = len(vector_bytes) // max(1, len(live_keys))
-    write.put_many(
-        "vectors",
-        live_keys,
-        [vector_bytes[at * width : (at + 1) * width] for at in range(len(live_keys))],
-    )
+    live_keys = keys_of if live.all() else [key for key, is_live in zip(keys_of, live.tolist(), strict=True) if is_live]
+    write.put_many("vectors", live_keys, keys.split(plan.vectors.tobytes(), 2 * plan.vectors[:1].size))
     write.put_many("content", live_keys, [items.content[at] for at in encoded[live].tolist()])
-    gone = [key for key, is_live in zip(keys_of, live.tolist(), strict=True) if not is_live]
-    write.delete_many("vectors", gone)
-    write.delete_many("content", gone)
+    if len(live_keys) < len(keys_of):
+        gone = [key for key, is_live in zip(keys_of, live.tolist(), strict=True) if not is_live]
+        write.delete_many("vectors", gone)
+        write.delete_many("content", gone)
     totals.items_live += int(live.sum()) - int(was_live.sum())
     totals.items_deleted += int((~live).sum()) - int(was_deleted.sum())
     return plan

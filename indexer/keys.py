@@ -111,6 +111,12 @@ def undecodable(family: str, data: bytes) -> StoreCorruptError:
     )
 
 
+def split(joined: bytes, width: int) -> list[bytes]:
+    """Pieces of ``width`` bytes each."""
+    pieces: list[bytes] = np.frombuffer(joined, f"V{width}").tolist() if joined else []  # four times a slice's speed
+    return pieces
+
+
 def u64(data: bytes, family: str) -> int:
     """One ordinal, offset or sequence number.
 
@@ -163,7 +169,7 @@ def ordinals(many_keys: Sequence[bytes], family: str) -> npt.NDArray[np.int64]:
 def ordinal_keys(ordinals: npt.NDArray[np.integer]) -> list[bytes]:
     """Keys of n ordinals."""
     joined = ordinals.astype(">u8").tobytes()
-    return [joined[at : at + 8] for at in range(0, len(joined), 8)]
+    return split(joined, 8)
 
 
 def posting_keys(facet: int, leaves: npt.NDArray[np.integer], ordinals: npt.NDArray[np.integer]) -> list[bytes]:
@@ -171,7 +177,7 @@ def posting_keys(facet: int, leaves: npt.NDArray[np.integer], ordinals: npt.NDAr
     rows = np.empty(len(leaves), _POSTING_DTYPE)
     rows["facet"], rows["leaf"], rows["ordinal"] = facet, leaves, ordinals
     joined = rows.tobytes()
-    return [joined[at : at + POSTING.size] for at in range(0, len(joined), POSTING.size)]
+    return split(joined, POSTING.size)
 
 
 def posting_arrays(
@@ -202,8 +208,8 @@ def item_values(
     rows["state"], rows["source"], rows["labels"] = states, sources, labels
     rows["created_at"], rows["occurred_at"], rows["offset"] = created_at, occurred_at, offsets
     rows["raw"], rows["leaf"] = raw, leaf
-    joined, width = rows.tobytes(), rows.dtype.itemsize
-    return [joined[at * width : (at + 1) * width] + item_id.encode() for at, item_id in enumerate(item_ids)]
+    fixed = split(rows.tobytes(), rows.dtype.itemsize)
+    return [one + item_id.encode() for one, item_id in zip(fixed, item_ids, strict=True)]
 
 
 def item_dtype(facets: int) -> np.dtype[np.void]:

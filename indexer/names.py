@@ -13,14 +13,11 @@ OTHER_KIND = "other"
 def index_names(known: list[str], names: Sequence[str], limit: int = 65_535) -> npt.NDArray[np.uint16]:
     """(n,) position of each name in ``known``, which grows; beyond ``limit`` names fall to the last, ``other``."""
     at = {name: position for position, name in enumerate(known)}
-    out = np.empty(len(names), np.uint16)
-    for row, name in enumerate(names):
-        position = at.get(name)
-        if position is None:
+    for name in dict.fromkeys(names):
+        if name not in at:
             label = name if len(known) < limit - 1 or name == OTHER_KIND else OTHER_KIND
             position = at.setdefault(label, len(known))
             if position == len(known):
                 known.append(label)
             at[name] = position
-        out[row] = position
-    return out
+    return np.fromiter(map(at.__getitem__, names), np.uint16, len(names))

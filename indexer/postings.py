@@ -77,7 +77,7 @@ class ItemPlan:
             write.put("leaves", keys.FACET_U32.pack(facet, leaf), keys.leaf_value(record))
         targets = opened.hosts.astype("<u4").tobytes()
         route_keys = [keys.FACET_U32.pack(facet, raw) for raw in opened.raws.tolist()]
-        write.put_many("routes", route_keys, [targets[at : at + 4] for at in range(0, len(targets), 4)])
+        write.put_many("routes", route_keys, keys.split(targets, 4))
         sizes = view.facets[facet].sizes()
         change = (np.concatenate([into[0], out[0]]), np.repeat([1, -1], [len(into[0]), len(out[0])]))
         put_sizes(write, facet, sizes, *change)

@@ -15,7 +15,7 @@ from schemas.errors import StoreCorruptError, StoreError, StoreLockedError
 
 _LOCK_WORDS: Final = ("lock hold by current process", "While lock file")
 _WRITE_BUFFER: Final = 32 << 20
-_BLOCK_CACHE: Final = 32 << 20
+_BLOCK_CACHE: Final = 16 << 20
 _FLUSH_S: Final = 30.0
 _DROPPED: Final = re.compile(r"/([^/\s]+\.log): dropping (\d+) bytes; (.*)")
 

@@ -1,8 +1,8 @@
 """Every compiled kernel called once, so that no batch and no request waits for a compiler.
 
-numba compiles a kernel for the arrays it is first called with, and keeps the result on disk. At the first start on a
-machine that takes about a minute of one core, later the results are only read. What must be called with which arrays is
-known to the code that calls them: a store of a few made-up items is filled, rebalanced, reopened and asked.
+numba compiles a kernel for the kinds of arrays it is first called with, and keeps the result on disk: some twenty
+seconds of one core at the first start on a machine, a third of a second later on. Which arrays those are is known to
+the code that calls the kernels: a store of a few made-up items is filled, rebalanced, reopened and asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.batch import EngagementRows, EventBatch, ItemRows
+from indexer.ids import Ids
 from indexer.index import Index
+from indexer.keys import ItemState
 from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many
@@ -56,12 +58,16 @@ def warm_up(facets: int = 3, dim: int = 64) -> float:
             index.compactor(config).run_until_idle()
         with Index.open(path, meta, codewords, config) as index:
             index.writer.apply(_batch(every, every, vectors, raw, offset=2 * _ITEMS))
-            reader = ViewReader(index.view)
+            view, reader = index.view, ViewReader(index.view)
+            view.members.embeddings(
+                view.items["leaf"], view.items["state"] == ItemState.LIVE, every
+            )  # what deltas hold
             cold = Request([], vectors=vectors[:1].astype(np.float32), raws=raw[:1])
             for request in (Request([_name(1)]), Request([_name(1)], exclude=[_name(5)], max_age_s=1.0), cold):
                 for selection in ("top", "multinomial"):
                     settings = config.retrieval.model_copy(update={"selection": selection})
                     retrieve_many(reader, [request], settings, _ITEMS)
+    Ids().add([b"%d" % number for number in range(1_000)])  # a table has to grow
     return time.monotonic() - began
 
 

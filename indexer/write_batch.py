@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from itertools import repeat
 from typing import Any, Final
 
 import orjson
@@ -12,6 +14,8 @@ from indexer import keys
 from schemas.store import Totals
 
 _JOURNAL_KEPT: Final = 10_000
+
+_run = deque[None](maxlen=0).extend  # calls all of a ``map`` without a loop in Python
 
 
 class Batch:
@@ -27,21 +31,17 @@ class Batch:
 
     def put_many(self, family: str, many_keys: list[bytes], values: list[bytes]) -> None:
         """Set many entries of one family."""
-        put, handle = self._batch.put, self._handles[family]
-        for key, value in zip(many_keys, values, strict=True):
-            put(key, value, handle)
+        if len(many_keys) != len(values):
+            raise ValueError(f"{len(many_keys)} keys but {len(values)} values for {family}")
+        _run(map(self._batch.put, many_keys, values, repeat(self._handles[family])))
 
     def put_empty(self, family: str, many_keys: list[bytes]) -> None:
         """Set many entries that are all key."""
-        put, handle = self._batch.put, self._handles[family]
-        for key in many_keys:
-            put(key, b"", handle)
+        _run(map(self._batch.put, many_keys, repeat(b""), repeat(self._handles[family])))
 
     def delete_many(self, family: str, many_keys: list[bytes]) -> None:
         """Remove many entries of one family."""
-        delete, handle = self._batch.delete, self._handles[family]
-        for key in many_keys:
-            delete(key, handle)
+        _run(map(self._batch.delete, many_keys, repeat(self._handles[family])))
 
     def totals(self, totals: Totals) -> None:
         """Set the running totals."""
