@@ -18,7 +18,18 @@ import orjson
 
 from benchmarks.report import print_json, print_tables
 
-NAMES: Final = ("ingest", "freshness", "rebalance", "retrieval", "snapshots", "memory", "recovery", "failover")
+NAMES: Final = (
+    "ingest",
+    "ingest_peers",
+    "freshness",
+    "rebalance",
+    "retrieval",
+    "ann",
+    "snapshots",
+    "memory",
+    "recovery",
+    "failover",
+)
 RESULTS: Final = Path(__file__).parent / "results"
 
 

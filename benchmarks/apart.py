@@ -35,10 +35,15 @@ class Apart:
         function: importable, of JSON-able keyword arguments and answer.
         arguments: its arguments.
         environment: variables to set.
+        interpreter: Python to run it with.
     """
 
     def __init__(
-        self, function: Callable[..., Answer], arguments: Mapping[str, Any], environment: Mapping[str, str]
+        self,
+        function: Callable[..., Answer],
+        arguments: Mapping[str, Any],
+        environment: Mapping[str, str],
+        interpreter: str = sys.executable,
     ) -> None:
         name = f"{function.__module__}:{function.__name__}"
         assert function.__module__ != "__main__", "a fresh process cannot import from __main__"
@@ -46,7 +51,7 @@ class Apart:
         # A file, as a pipe that nobody reads yet would hold the process back.
         self._told = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the context is left
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.apart", name],
+            [interpreter, "-m", "benchmarks.apart", name],
             stdin=subprocess.PIPE,
             stdout=self._told,
             env=os.environ | environment,

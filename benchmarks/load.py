@@ -25,7 +25,11 @@ _CROWD_WORDS: Final = 8
 _TOPIC_WORDS: Final = 12
 _AT_ONCE: Final = 8_192
 
+FACETS: Final = 3
+DIM: Final = 64
+
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 
 
 def item_id(number: int) -> str:
@@ -97,6 +101,32 @@ def engagement_lines(count: int, items: int, *, seed: int = 0, after: int | None
         )
         for number in range(count)
     ]
+
+
+def embeddings(count: int, *, clusters: int = 2_000, drift: float = 0.0, seed: int = 0) -> F32:
+    """(n, 3, 64) unit vectors around cluster centers, Zipf sizes (exponent 1), each facet with clusters of its own.
+
+    With ``drift`` the centers wander on the sphere while items arrive: by that angle, in radians, from the first item
+    to the last, each in a direction of its own. float16 holds them exactly.
+    """
+    rng = np.random.default_rng([seed, 3])
+    weight = 1 / np.arange(1, clusters + 1)
+    out = np.empty((count, FACETS, DIM), np.float32)
+    for facet in range(FACETS):
+        centers, towards = rng.standard_normal((2, clusters, DIM)).astype(np.float32)
+        centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+        towards -= (towards * centers).sum(1, keepdims=True) * centers
+        towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+        of = rng.permutation(rng.choice(clusters, count, p=weight / weight.sum()))
+        for start in range(0, count, _AT_ONCE):
+            mine = of[start : start + _AT_ONCE]
+            angle = (drift * np.arange(start, start + len(mine)) / count).astype(np.float32)[:, None]
+            noise = (0.35 / np.sqrt(DIM)) * rng.standard_normal((len(mine), DIM)).astype(np.float32)
+            out[start : start + len(mine), facet] = (
+                np.cos(angle) * centers[mine] + np.sin(angle) * towards[mine] + noise
+            )
+    out /= np.linalg.norm(out, axis=2, keepdims=True)
+    return out.astype(np.float16).astype(np.float32)
 
 
 def write_log(path: Path, items: list[bytes], engagements: list[bytes]) -> Path:

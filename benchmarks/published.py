@@ -96,7 +96,7 @@ def measure(*, folder: str, items: int, changes: int) -> Answer:
     url = str(Path(folder) / "snapshots")
     held: list[float] = []
     target = target_at(url)
-    publisher = Publisher(load.index.view, 0, target, RetrievalConfig(), 2, lambda take: held.append(_ms(take)))
+    publisher = Publisher(load.index.view, 0, target, 2)
     out: dict[str, tuple[str, list[float]]] = {}
 
     def add(name: str, value: float, unit: str = "ms") -> None:
@@ -104,7 +104,7 @@ def measure(*, folder: str, items: int, changes: int) -> Answer:
 
     for _ in range(_FULLS):
         add("full snapshot", _ms(publisher.full))
-        add("full snapshot: held", held.pop())
+        add("full snapshot: held", publisher.held_s * 1e3)
         assert publisher.current is not None
         add("full snapshot: bytes per item", publisher.current.size / items, "B")
         add("peer: its bytes written and hashed", _ms(lambda: _floor(Path(folder) / "floor", publisher)))
@@ -117,6 +117,7 @@ def measure(*, folder: str, items: int, changes: int) -> Answer:
         load.add_items(changes // 2)
         load.add_engagements(changes - changes // 2)
         published.append(_ms(publisher.delta))
+        held.append(publisher.held_s * 1e3)
         shown.append(_ms(follower.refresh))
     add("refresh without news", _ms(follower.refresh))
     for name, values in (("delta", published), ("delta: held", held), ("delta: shown by a reader", shown)):

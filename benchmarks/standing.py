@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,8 @@ def opened(*, config: dict[str, Any], check: bool = False) -> Answer:
             "items": view.totals.items_live,
             "engagements": view.totals.engagements_applied,
             "resident": _resident() - before,
-            "arrays": view.nbytes,
-            "ids": sum(map(sys.getsizeof, view.ids)) + sys.getsizeof(view.ids) + sys.getsizeof(view.by_id),
+            "arrays": view.nbytes - view.ids.nbytes,
+            "ids": view.ids.nbytes,
         }
         if check:
             answer["verify"] = verify_shards({0: index.store}, model).model_dump(mode="json")

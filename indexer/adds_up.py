@@ -23,7 +23,7 @@ def check_adds_up(view: LiveView, path: Path) -> None:
     """
     totals, states = view.totals, view.items["state"]
     counts = [
-        ("items", len(view.by_id), totals.next_ordinal),
+        ("items", view.ids.distinct, totals.next_ordinal),
         ("live items", int(np.count_nonzero(states == ItemState.LIVE)), totals.items_live),
         ("deleted items", int(np.count_nonzero(states == ItemState.DELETED)), totals.items_deleted),
         *(

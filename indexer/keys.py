@@ -57,6 +57,7 @@ ITEM_FIXED: Final = struct.Struct("<BxHqqq")  # state, source, created_at, occur
 SEEN: Final = struct.Struct("<16sq")
 LEAF_FIXED: Final = struct.Struct("<BxxxII")  # state, version, size when marked
 
+_NUMBERED_DTYPE: Final = np.dtype([("facet", "u1"), ("number", ">u4")])
 _POSTING_DTYPE: Final = np.dtype([("facet", "u1"), ("leaf", ">u4"), ("ordinal", ">u8")])
 
 
@@ -122,6 +123,15 @@ def numbered(key: bytes, family: str) -> int:
     if len(key) != FACET_U32.size:
         raise undecodable(family, key)
     return int.from_bytes(key[1:], "big")
+
+
+def numbered_arrays(many_keys: Sequence[bytes], family: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(n,) facet and (n,) number of n keys of ``leaves``, ``sizes`` or ``routes``."""
+    joined = b"".join(many_keys)
+    if len(joined) != FACET_U32.size * len(many_keys):
+        raise undecodable(family, min(many_keys, key=len))
+    rows = np.frombuffer(joined, _NUMBERED_DTYPE)
+    return rows["facet"].astype(np.int64), rows["number"].astype(np.int64)
 
 
 def u32_values(value: bytes, family: str) -> npt.NDArray[np.uint32]:

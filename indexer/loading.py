@@ -1,8 +1,14 @@
-"""The live view rebuilt from a store."""
+"""The live view rebuilt from a store.
+
+Some seven records an item, a million items: what each record needs is done by loops in C (``join``, ``map``, numpy) and
+by compiled kernels, never by a loop in Python.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +22,11 @@ from indexer.view import LiveView
 from schemas.errors import StoreCorruptError
 
 I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
 F32 = npt.NDArray[np.float32]
 
-_CHUNK = 16_384
 _ORDERED = Order()
+_UNDER_WAY: Final = 8
 
 
 def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView:
@@ -32,31 +39,17 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     view.positions = store.offsets()
     _load_items(store, view)
     _load_stats(store, view)
-    postings = [_load_facet(store, view, facet) for facet in range(view.meta.facets)]
+    _load_leaves(store, view)
+    _load_routes(store, view)
     members = view.members
     members.ensure_rows(max(view.totals.next_leaf, default=0) * members.facets)
     members.ensure_items(view.totals.next_ordinal)
-    members.fill(*(np.concatenate(column) for column in zip(*postings, strict=True)))
+    members.build(*_postings(store, view), _heats(view))
+    view.sort(np.flatnonzero(members.length), bare=True)
     for facet in view.facets:
         facet.leaves["centred"][:] = facet.sizes()
     _load_vectors(store, view)
-    members.reheat(view.heats(np.arange(len(view.items))))
-    view.sort(np.flatnonzero(members.length))
     return view
-
-
-def _chunks(rows: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Cut a stream of (key, value) into lists of keys and values."""
-    many_keys: list[bytes] = []
-    values: list[bytes] = []
-    for key, value in rows:
-        many_keys.append(key)
-        values.append(value)
-        if len(many_keys) == _CHUNK:
-            yield many_keys, values
-            many_keys, values = [], []
-    if many_keys:
-        yield many_keys, values
 
 
 def _fixed(values: list[bytes], dtype: np.dtype[np.void], what: str) -> npt.NDArray[np.void]:
@@ -79,87 +72,107 @@ def _load_items(store: Store, view: LiveView) -> None:
     items, facets = view.items, view.meta.facets
     items.resize(total)
     dtype = keys.item_dtype(facets)
-    view.ids = [""] * total
-    for many_keys, values in _chunks(store.scan("items")):
+    width = dtype.itemsize
+    for many_keys, values in store.scan_many("items"):
         ordinals = _ordinals(many_keys, total, "items")
         rows = _fixed(values, dtype, "items")
         for name in ("state", "source", "created_at", "occurred_at", "offset", "raw", "leaf"):
             items[name][ordinals] = rows[name]
-        for ordinal, value in zip(ordinals.tolist(), values, strict=True):
-            item_id = value[dtype.itemsize :].decode()
-            view.ids[ordinal] = item_id
-            view.by_id[item_id] = ordinal
+        lengths = np.zeros(int(ordinals[-1]) + 1 - len(view.ids), np.int64)  # 0 where a record is missing
+        lengths[ordinals - len(view.ids)] = np.fromiter(map(len, values), np.int64, len(values)) - width
+        view.ids.add_texts(lengths, np.frombuffer(b"".join([value[width:] for value in values]), np.uint8))
+    view.ids.add_texts(np.zeros(total - len(view.ids), np.int64), np.empty(0, np.uint8))
 
 
 def _load_vectors(store: Store, view: LiveView) -> None:
     """Embeddings to where their items stand; those of items without a posting are left for ``check_adds_up``."""
-    members, facets = view.members, view.meta.facets
-    width = facets * view.meta.dim
-    for many_keys, values in _chunks(store.scan("vectors")):
-        ordinals = _ordinals(many_keys, view.totals.next_ordinal, "vectors")
-        vectors = _fixed(values, np.dtype([("v", "<f2", (width,))]), "vectors")["v"].reshape(-1, facets, view.meta.dim)
-        for facet in range(facets):
-            rows = view.facets[facet].members.rows(view.items["leaf"][ordinals, facet])
-            there = members.holds(rows, ordinals)
-            members.set_vectors(rows[there], ordinals[there], vectors[there, facet])
+    dtype = np.dtype([("v", "<f2", (view.meta.facets, view.meta.dim))])
+    leaf = view.items["leaf"]
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as beside:  # half of the time goes to memory, without the interpreter's lock
+        for many_keys, values in store.scan_many("vectors"):
+            ordinals = _ordinals(many_keys, view.totals.next_ordinal, "vectors")
+            rows = _fixed(values, dtype, "vectors")["v"]
+            under_way.append(beside.submit(view.members.load_vectors, leaf, ordinals, rows))
+            if len(under_way) > _UNDER_WAY:
+                under_way.popleft().result()
+    for each in under_way:
+        each.result()
 
 
 def _load_stats(store: Store, view: LiveView) -> None:
     windows = len(view.meta.half_lives_s)
     base = keys.stats_dtype(windows, 0).itemsize
     view.items.widen("counts", len(view.totals.kinds))
-    for many_keys, values in _chunks(store.scan("stats")):
+    for many_keys, values in store.scan_many("stats"):
         ordinals = _ordinals(many_keys, view.totals.next_ordinal, "stats")
         lengths = np.fromiter(map(len, values), np.int64, len(values))
         for length in np.unique(lengths):  # older records know fewer kinds
             dtype = keys.stats_dtype(windows, int(length - base) // 4)
             at = np.flatnonzero(lengths == length)
-            rows = _fixed([values[i] for i in at], dtype, "stats")
+            rows = _fixed(values if len(at) == len(values) else [values[i] for i in at.tolist()], dtype, "stats")
             counters = CounterRows(rows["counts"], rows["epochs"], rows["decayed"], rows["value_sum"], rows["last_at"])
             view.set_counters(ordinals[at], counters)
 
 
-def _load_facet(store: Store, view: LiveView, facet: int) -> tuple[I64, npt.NDArray[np.uint32]]:
-    """Leaves and routes of one facet; returns the rows and ordinals of its postings."""
-    f = view.facets[facet]
-    prefix = bytes([facet])
-    count = view.totals.next_leaf[facet]
-    f.ensure_leaves(count)
-    for key, value in store.scan("leaves", prefix):
-        leaf = keys.numbered(key, "leaves")
+def _heats(view: LiveView) -> F32:
+    """(items,) heat of each item; most were never engaged."""
+    heats = np.zeros(len(view.items), np.float32)
+    engaged = np.flatnonzero(view.items["decayed"][:, view.order.window])
+    heats[engaged] = view.heats(engaged)
+    return heats
+
+
+def _load_leaves(store: Store, view: LiveView) -> None:
+    for facet, count in zip(view.facets, view.totals.next_leaf, strict=True):
+        facet.ensure_leaves(count)
+    for key, value in store.scan("leaves"):
+        number, leaf = key[0], keys.numbered(key, "leaves")
         record = keys.leaf_record(value)
-        if leaf >= count or len(record.centroid) != view.meta.dim:
+        known = number < len(view.facets) and leaf < view.totals.next_leaf[number]
+        if not known or len(record.centroid) != view.meta.dim:
             raise StoreCorruptError(
-                f"leaf {leaf} of facet {facet} contradicts the totals; restore a checkpoint or replay"
+                f"leaf {leaf} of facet {number} contradicts the totals; restore a checkpoint or replay"
             )
-        f.leaves["alive"][leaf] = True
-        f.leaves["state"][leaf] = record.state
-        f.leaves["version"][leaf] = record.version
-        f.leaves["marked_size"][leaf] = record.marked_size
-        f.leaves["centroid"][leaf] = record.centroid
+        leaves = view.facets[number].leaves
+        leaves["alive"][leaf] = True
+        leaves["state"][leaf] = record.state
+        leaves["version"][leaf] = record.version
+        leaves["marked_size"][leaf] = record.marked_size
+        leaves["centroid"][leaf] = record.centroid
 
-    parts = [
-        keys.posting_arrays(many) for many, _ in _chunks((key, key) for key in store.scan_keys("postings", prefix))
-    ]
-    leaves = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
-    ordinals = np.concatenate([part[2] for part in parts]) if parts else np.empty(0, np.int64)
-    if len(leaves) and (leaves.max() >= count or ordinals.max() >= view.totals.next_ordinal):
-        raise StoreCorruptError(
-            f"a posting of facet {facet} names an unknown leaf or item; restore a checkpoint or replay"
-        )
-    postings = f.members.rows(leaves), ordinals.astype(np.uint32)
 
-    raw_of: list[int] = []
-    targets: list[npt.NDArray[np.uint32]] = []
-    for key, value in store.scan("routes", prefix):
-        raw_of.append(keys.numbered(key, "routes"))
-        targets.append(keys.u32_values(value, "routes"))
-    counts = np.fromiter(map(len, targets), np.int64, len(targets))
-    raws = np.repeat(np.array(raw_of, np.int64), counts)
-    flat = np.concatenate(targets) if targets else np.empty(0, np.uint32)
-    if len(flat) and flat.max() >= count:
-        raise StoreCorruptError(f"a route of facet {facet} names an unknown leaf; restore a checkpoint or replay")
-    f.routes = RaggedPool.from_sorted(f.raw_indices, raws, flat)
-    order = np.argsort(flat, kind="stable")
-    f.raws = RaggedPool.from_sorted(count, flat[order].astype(np.int64), raws[order].astype(np.uint32))
-    return postings
+def _postings(store: Store, view: LiveView) -> tuple[U32, U32]:
+    """Rows of the pool and ordinals of all postings, (n,) each."""
+    rows, ordinals = [np.empty(0, np.uint32)], [np.empty(0, np.uint32)]
+    limits = np.array(view.totals.next_leaf, np.int64)
+    for many_keys in store.scan_many_keys("postings"):
+        facet, leaf, ordinal = keys.posting_arrays(many_keys)
+        if facet.max() >= len(limits) or (leaf >= limits[facet]).any() or ordinal.max() >= view.totals.next_ordinal:
+            raise StoreCorruptError("a posting names an unknown leaf or item; restore a checkpoint or replay")
+        rows.append((leaf * len(limits) + facet).astype(np.uint32))
+        ordinals.append(ordinal.astype(np.uint32))
+    return np.concatenate(rows), np.concatenate(ordinals)
+
+
+def _load_routes(store: Store, view: LiveView) -> None:
+    facets, raws, targets = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
+    for many_keys, values in store.scan_many("routes"):
+        facet, raw = keys.numbered_arrays(many_keys, "routes")
+        counts = np.fromiter(map(len, values), np.int64, len(values))
+        if (counts % 4).any():
+            raise keys.undecodable("routes", values[int((counts % 4).argmax())])
+        facets.append(np.repeat(facet, counts // 4))
+        raws.append(np.repeat(raw, counts // 4))
+        targets.append(np.frombuffer(b"".join(values), "<u4"))
+    of_facet, all_raws, all_targets = np.concatenate(facets), np.concatenate(raws), np.concatenate(targets)
+    for number, (f, count) in enumerate(zip(view.facets, view.totals.next_leaf, strict=True)):
+        mine = of_facet == number
+        raw, target = all_raws[mine], all_targets[mine]
+        if len(raw) and (target.max() >= count or raw.max() >= f.raw_indices):
+            raise StoreCorruptError(
+                f"a route of facet {number} names an unknown leaf or raw index; restore a checkpoint or replay"
+            )
+        f.routes = RaggedPool.from_sorted(f.raw_indices, raw, target)
+        order = np.argsort(target, kind="stable")
+        f.raws = RaggedPool.from_sorted(count, target[order].astype(np.int64), raw[order].astype(np.uint32))

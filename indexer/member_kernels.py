@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -92,66 +91,17 @@ def engage(start: A, touched: A, pool_heat: A, place: A, leaf: A, ordinals: A, h
 
 
 @njit(cache=True, nogil=True)
-def sort(
-    start: A,
-    length: A,
-    ordered: A,
-    touched: A,
-    pool_ordinal: A,
-    pool_heat: A,
-    pool_vector: A,
-    place: A,
-    created_at: A,
-    rows: A,
-    creation: float,
-    half_life_ms: float,
-    landmark: float,
-) -> None:
-    """Sort rows by impact, the greatest first, of equals the greater ordinal."""
-    facets, dim = place.shape[1], pool_vector.shape[1]
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        begin, n = start[row], length[row]
-        ordered[row], touched[row] = n, 0
-        impact = np.empty(n, np.float64)
-        in_order = True
-        for at in range(n):
-            ordinal = pool_ordinal[begin + at]
-            age = min(max(created_at[ordinal] / half_life_ms - landmark, -1_074.0), 1_000.0)
-            impact[at] = np.float64(pool_heat[begin + at]) + creation * math.exp2(age)
-            if at and (
-                impact[at] > impact[at - 1] or (impact[at] == impact[at - 1] and ordinal > pool_ordinal[begin + at - 1])
-            ):
-                in_order = False
-        if in_order:
+def embeddings(start: A, place: A, pool_vector: A, leaf: A, live: A, ordinals: A, out: A) -> None:
+    """Embeddings of n items in all facets, (n, F, d); those that are not live are left out."""
+    facets = place.shape[1]
+    for i in range(ordinals.shape[0]):
+        if not live[i]:
             continue
-        order = np.argsort(-impact)
-        first = 0
-        while first < n:  # equals by ordinal, descending
-            last = first + 1
-            while last < n and impact[order[last]] == impact[order[first]]:
-                last += 1
-            if last - first > 1:
-                names = np.empty(last - first, np.int64)
-                for k in range(last - first):
-                    names[k] = -np.int64(pool_ordinal[begin + order[first + k]])
-                tied = order[first:last].copy()
-                by_name = np.argsort(names)
-                for k in range(last - first):
-                    order[first + k] = tied[by_name[k]]
-            first = last
-        ordinals = pool_ordinal[begin : begin + n].copy()
-        heats = pool_heat[begin : begin + n].copy()
-        vectors = pool_vector[begin : begin + n].copy()
-        for at in range(n):
-            old = order[at]
-            if old == at:
-                continue
-            pool_ordinal[begin + at] = ordinals[old]
-            pool_heat[begin + at] = heats[old]
-            for j in range(dim):
-                pool_vector[begin + at, j] = vectors[old, j]
-            place[ordinals[old], row % facets] = at
+        ordinal = ordinals[i]
+        for facet in range(facets):
+            at = start[np.int64(leaf[ordinal, facet]) * facets + facet] + place[ordinal, facet]
+            for j in range(pool_vector.shape[1]):
+                out[i, facet, j] = pool_vector[at, j]
 
 
 @njit(cache=True, nogil=True)
@@ -163,9 +113,106 @@ def reheat(start: A, length: A, pool_ordinal: A, pool_heat: A, heats: A) -> None
 
 
 @njit(cache=True, nogil=True)
+def fill(start: A, length: A, pool_ordinal: A, rows: A, ordinals: A) -> None:
+    """Put (n,) members into empty rows that have room, the last one first."""
+    for i in range(rows.shape[0] - 1, -1, -1):
+        row = rows[i]
+        pool_ordinal[start[row] + length[row]] = ordinals[i]
+        length[row] += 1
+
+
+@njit(cache=True, nogil=True)
 def set_places(start: A, length: A, pool_ordinal: A, place: A) -> None:
     """Where each member stands, after the pool was built at once."""
     facets = place.shape[1]
     for row in range(start.shape[0]):
         for at in range(length[row]):
             place[pool_ordinal[start[row] + at], row % facets] = at
+
+
+@njit(cache=True, nogil=True)
+def set_vectors(
+    start: A, length: A, pool_ordinal: A, pool_vector: A, place: A, leaf: A, ordinals: A, vectors: A
+) -> None:
+    """Embeddings (n, F, d) of items to where they stand; those of items that stand nowhere are passed over."""
+    facets = place.shape[1]
+    to = np.empty((ordinals.shape[0], facets), np.int64)  # all places first: misses of the cache then overlap
+    for i in range(ordinals.shape[0]):
+        ordinal = ordinals[i]
+        for facet in range(facets):
+            row = np.int64(leaf[ordinal, facet]) * facets + facet
+            to[i, facet] = -1
+            if row < length.shape[0] and place[ordinal, facet] < length[row]:
+                at = start[row] + place[ordinal, facet]
+                if pool_ordinal[at] == ordinal:
+                    to[i, facet] = at
+    for i in range(ordinals.shape[0]):
+        for facet in range(facets):
+            at = to[i, facet]
+            if at >= 0:
+                for j in range(vectors.shape[2]):
+                    pool_vector[at, j] = vectors[i, facet, j]
+
+
+@njit(cache=True, nogil=True)
+def release(row: int, start: A, room: A, free: A, ladder: A, pool_ordinal: A) -> int:
+    """Leave a row's room to others, and return how large it is."""
+    size = room[row]
+    if size:
+        step = np.searchsorted(ladder, size)
+        begin = start[row]
+        pool_ordinal[begin] = begin if free[step] < 0 else free[step]
+        free[step] = begin
+        room[row] = 0
+    return int(size)
+
+
+@njit(cache=True, nogil=True)
+def make_room(
+    start: A,
+    length: A,
+    room: A,
+    free: A,
+    ladder: A,
+    pool_ordinal: A,
+    pool_heat: A,
+    pool_vector: A,
+    rows: A,
+    need: A,
+    used: int,
+) -> tuple[int, int, int]:
+    """Move rows, from the first on, to rooms that hold what they need.
+
+    Args:
+        free: (steps,) for each step of the ladder the first room that was left, -1 for none; the next one stands in
+            ``pool_ordinal`` where that room begins, the last names itself.
+
+    Returns:
+        How many rows were seen to before the pool was full, where the rooms end now, and how much more of the pool is
+        room that was left.
+    """
+    left = 0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        if need[i] <= room[row]:
+            continue
+        step = np.searchsorted(ladder, need[i])
+        to = free[step]
+        if to >= 0:
+            following = np.int64(pool_ordinal[to])
+            free[step] = -1 if following == to else following
+            left -= ladder[step]
+        elif used + ladder[step] > pool_ordinal.shape[0]:
+            return i, used, left
+        else:
+            to = used
+            used += ladder[step]
+        begin = start[row]
+        for at in range(length[row]):
+            pool_ordinal[to + at] = pool_ordinal[begin + at]
+            pool_heat[to + at] = pool_heat[begin + at]
+            for j in range(pool_vector.shape[1]):
+                pool_vector[to + at, j] = pool_vector[begin + at, j]
+        left += release(row, start, room, free, ladder, pool_ordinal)
+        start[row], room[row] = to, ladder[step]
+    return rows.shape[0], used, left

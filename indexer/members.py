@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer import member_kernels as kernels
+from indexer import order_kernels
 from indexer.ragged import spans
 
 I64 = npt.NDArray[np.int64]
@@ -16,8 +17,8 @@ F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
 
 _SLACK: Final = 1 << 10
-_GROWTH: Final = 1.15
-"""Rooms are steps of this ladder, so that a room left by one row fits another."""
+_LADDER: Final = np.unique(np.ceil(1.15 ** np.arange(10, 160) / 4).astype(np.int64) * 4)
+"""Rooms are of these sizes, so that a room left by one row fits another."""
 _WASTE: Final = 0.2
 """The pool is rewritten when more of it than this is abandoned room."""
 
@@ -46,8 +47,24 @@ class MemberPool:
         self.bits = np.zeros((_SLACK, dim), np.uint16)
         self.place = np.zeros((0, facets), np.uint32)
         self._used = 0
-        self._free: dict[int, list[int]] = {}
+        self._free = np.full(len(_LADDER), -1, np.int64)
         self._abandoned = 0
+
+    def adopt(
+        self,
+        start: I64,
+        length: I64,
+        room: I64,
+        ordinal: U32,
+        heat: F32,
+        bits: npt.NDArray[np.uint16],
+        place: U32,
+    ) -> None:
+        """Use the arrays of another pool, all rows of it in order; see the attributes."""
+        self.start, self.length, self.room = start, length, room
+        self.ordered, self.touched = length.copy(), np.zeros_like(length)
+        self.ordinal, self.heat, self.bits, self.place = ordinal, heat, bits, place
+        self._used = int((start + room).max(initial=0))
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +103,12 @@ class MemberPool:
     def vectors(self, rows: I64, ordinals: npt.NDArray[np.integer]) -> F16:
         """(n, d) float16 embeddings of members, each in the row it is in; both arguments (n,)."""
         return np.asarray(self.bits[self.start[rows] + self.place[ordinals, rows % self.facets]].view(np.float16))
+
+    def embeddings(self, leaf: U32, live: npt.NDArray[np.bool_], ordinals: I64) -> F16:
+        """(n, F, d) float16 of items, zeros of those that are not ``live`` (n,). ``leaf`` is (items, facets)."""
+        out = np.zeros((len(ordinals), self.facets, self.bits.shape[1]), np.uint16)
+        kernels.embeddings(self.start, self.place, self.bits, leaf, live, ordinals, out)
+        return out.view(np.float16)
 
     def holds(self, rows: I64, ordinals: I64) -> npt.NDArray[np.bool_]:
         """(n,) whether each item stands in the row given."""
@@ -137,16 +160,21 @@ class MemberPool:
         self._release(row)
         return out
 
-    def sort(self, rows: I64, created_at: I64, creation: float, half_life_s: int, landmark: int) -> None:
-        """Put rows in order, see :mod:`indexer.order`. ``created_at`` is (items,) epoch milliseconds."""
-        kernels.sort(
+    def sort(
+        self, rows: I64, created_at: I64, creation: float, half_life_s: int, landmark: int, *, bare: bool = False
+    ) -> None:
+        """Put rows (n,) in order, see :mod:`indexer.order`.
+
+        ``created_at`` is (items,) epoch milliseconds. If ``bare``, there are no embeddings yet that have to move along.
+        """
+        order_kernels.sort(
             self.start,
             self.length,
             self.ordered,
             self.touched,
             self.ordinal,
             self.heat,
-            self.bits,
+            self.bits[:, :0] if bare else self.bits,
             self.place,
             created_at,
             rows,
@@ -170,23 +198,31 @@ class MemberPool:
             raise ValueError("an item is not in the leaf that it is said to be in")
         self.bits[at] = np.ascontiguousarray(vectors).view(np.uint16)
 
-    def fill(self, rows: I64, ordinals: U32) -> None:
-        """Build at once, embeddings zero: ``ordinals[i]`` into row ``rows[i]``, in order of rows."""
-        self.length[:] = np.bincount(rows, minlength=len(self.length))
-        self.room[:] = np.where(self.length > 0, _rooms(self.length), 0)
+    def load_vectors(self, leaf: U32, ordinals: I64, vectors: F16) -> None:
+        """Embeddings (n, F, d) of items (n,) wherever they stand; those of items that stand nowhere are passed over.
+
+        ``leaf`` is (items, F).
+        """
+        bits = vectors.view(np.uint16)
+        kernels.set_vectors(self.start, self.length, self.ordinal, self.bits, self.place, leaf, ordinals, bits)
+
+    def build(self, rows: U32, ordinals: U32, heats: F32) -> None:
+        """Build at once, embeddings zero: ``ordinals[i]`` into row ``rows[i]``, (n,) both, the last one first.
+
+        ``heats`` is (items,).
+        """
+        lengths = np.bincount(rows, minlength=len(self.length))
+        self.room[:] = np.where(lengths > 0, _rooms(lengths), 0)
         self.start[:] = np.cumsum(self.room) - self.room
         self._used = int(self.room.sum())
         self._resize(self._used + self._used // 16 + _SLACK)
-        order = np.argsort(rows, kind="stable")
-        self.ordinal[spans(self.start, self.length)] = ordinals[order]
+        kernels.fill(self.start, self.length, self.ordinal, rows, ordinals)
         kernels.set_places(self.start, self.length, self.ordinal, self.place)
+        self.reheat(heats)
 
     def _release(self, row: int) -> None:
-        room = int(self.room[row])
-        if room:
-            self._free.setdefault(room, []).append(int(self.start[row]))
-            self._abandoned += room
-        self.start[row] = self.length[row] = self.room[row] = self.ordered[row] = self.touched[row] = 0
+        self._abandoned += kernels.release(row, self.start, self.room, self._free, _LADDER, self.ordinal)
+        self.start[row] = self.length[row] = self.ordered[row] = self.touched[row] = 0
 
     def _make_room(self, rows: I64, need: I64) -> None:
         """Have room for ``need`` members in each of the rows, (n,) distinct; their members stay."""
@@ -194,30 +230,26 @@ class MemberPool:
             return
         if self._abandoned > _WASTE * self._used + _SLACK:
             self._rewrite(int(_rooms(need).sum()))  # takes the room of empty rows, also of those to be filled now
-        short = need > self.room[rows]
-        rows, rooms = rows[short], _rooms(need[short])
-        starts = np.empty(len(rows), np.int64)
-        fresh = self._used
-        for at, room in enumerate(rooms.tolist()):
-            free = self._free.get(room)
-            if free:
-                starts[at] = free.pop()
-                self._abandoned -= room
-            else:
-                starts[at] = fresh
-                fresh += room
-        if fresh > len(self.ordinal):
-            self._resize(fresh + fresh // 8 + _SLACK)
-        self._used = fresh
-        lengths = self.length[rows]
-        into, out = spans(starts, lengths), spans(self.start[rows], lengths)
-        for array in (self.ordinal, self.heat, self.bits):
-            array[into] = array[out]
-        for row, start, room in zip(rows.tolist(), starts.tolist(), rooms.tolist(), strict=True):
-            length, ordered, touched = self.length[row], self.ordered[row], self.touched[row]
-            self._release(row)
-            self.start[row], self.room[row] = start, room
-            self.length[row], self.ordered[row], self.touched[row] = length, ordered, touched
+        done = 0
+        while True:
+            seen, self._used, left = kernels.make_room(
+                self.start,
+                self.length,
+                self.room,
+                self._free,
+                _LADDER,
+                self.ordinal,
+                self.heat,
+                self.bits,
+                rows[done:],
+                need[done:],
+                self._used,
+            )
+            self._abandoned += left
+            done += seen
+            if done == len(rows):
+                return
+            self._resize(2 * (self._used + int(_rooms(need[done:]).sum())))  # what is not used yet takes no memory
 
     def _resize(self, size: int) -> None:
         """Arrays of ``size`` members; what is in use stays."""
@@ -240,13 +272,12 @@ class MemberPool:
             new[into] = old[out]
             setattr(self, name, new)
         self.room, self.start, self._used = rooms, starts, used
-        self._free, self._abandoned = {}, 0
+        self._free[:], self._abandoned = -1, 0
 
 
 def _rooms(need: I64) -> I64:
     """The least room on the ladder for each of (n,) lengths."""
-    steps = np.ceil(np.log(np.maximum(need, 4)) / np.log(_GROWTH))
-    return np.asarray(np.ceil(_GROWTH**steps / 4).astype(np.int64) * 4)
+    return _LADDER[np.searchsorted(_LADDER, need)]
 
 
 class FacetMembers:

@@ -105,6 +105,10 @@ class RaggedPool:
         """Replace the first value of each row, (n,); rows must not be empty."""
         self._data[self._start[rows]] = value
 
+    def clear(self, rows: I64) -> None:
+        """Empty rows."""
+        self._length[rows] = 0
+
     def remove(self, rows: I64, values: U32) -> None:
         """Take ``values[i]`` out of row ``rows[i]``, keeping the others' order."""
         if not len(rows):

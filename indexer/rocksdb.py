@@ -8,19 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from rocksdict import AccessType, Checkpoint, DBCompressionType, Options, Rdict
+from rocksdict import AccessType, BlockBasedOptions, Cache, Checkpoint, DBCompressionType, Options, Rdict
 
 from indexer import keys
 from schemas.errors import StoreCorruptError, StoreError, StoreLockedError
 
 _LOCK_WORDS: Final = ("lock hold by current process", "While lock file")
 _WRITE_BUFFER: Final = 32 << 20
+_BLOCK_CACHE: Final = 32 << 20
 _FLUSH_S: Final = 30.0
 _DROPPED: Final = re.compile(r"/([^/\s]+\.log): dropping (\d+) bytes; (.*)")
 
 
-def options(*, compress: bool = False) -> Options:
-    """Of one column family."""
+def options(cache: Cache | None = None, *, compress: bool = False) -> Options:
+    """Of one column family; ``cache`` holds blocks of all that share it."""
     made = Options(raw_mode=True)
     made.create_if_missing(True)
     made.create_missing_column_families(True)
@@ -29,13 +30,18 @@ def options(*, compress: bool = False) -> Options:
     made.set_keep_log_file_num(4)
     made.set_max_total_wal_size(256 << 20)
     made.set_compression_type(DBCompressionType.lz4() if compress else DBCompressionType.none())
+    if cache is not None:
+        tables = BlockBasedOptions()
+        tables.set_block_cache(cache)
+        made.set_block_based_table_factory(tables)
     return made
 
 
 def families(names: Sequence[str] = keys.FAMILIES) -> dict[str, Options]:
     """Options of column families."""
+    cache = Cache(_BLOCK_CACHE)  # else each family takes 32 MB of its own
     # Vectors are near-random bits; everything else is text or counters and shrinks well.
-    return {name: options(compress=name != "vectors") for name in names}
+    return {name: options(cache, compress=name != "vectors") for name in names}
 
 
 def existing_families(path: Path) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
 from schemas.store import StoreMeta, Totals
 
 log = structlog.get_logger(__name__)
+
+_AT_ONCE: Final = 4_096  # records of a scan: as many as stay in the processor's cache
 
 
 def store_path(data_dir: Path, generation: str, shard: int = 0) -> Path:
@@ -267,6 +270,26 @@ class Store:
                     return
                 yield key, value
                 last = key
+            check_end(column, last)
+
+    def scan_many(self, family: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """All entries of a family in key order, some thousand keys and their values at a time."""
+        column: Any = self._family[family]
+        with self._reading(family):
+            rows, last = column.items(), b""
+            while flat := list(chain.from_iterable(islice(rows, _AT_ONCE))):
+                yield flat[::2], flat[1::2]
+                last = flat[-2]
+            check_end(column, last)
+
+    def scan_many_keys(self, family: str) -> Iterator[list[bytes]]:
+        """As :meth:`scan_many`, keys alone."""
+        column: Any = self._family[family]
+        with self._reading(family):
+            rows, last = column.keys(), b""
+            while found := list(islice(rows, _AT_ONCE)):
+                yield found
+                last = found[-1]
             check_end(column, last)
 
     def scan_keys(self, family: str, prefix: bytes = b"") -> Iterator[bytes]:

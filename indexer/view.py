@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.counters import CounterRows
+from indexer.ids import Ids
 from indexer.keys import ItemState, LeafState
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Order, heat_of, landmark_at
@@ -46,6 +47,15 @@ class Rows:
     def nbytes(self) -> int:
         """Bytes held, spare room included."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def adopt(self, size: int, **arrays: npt.NDArray[Any]) -> None:
+        """Use arrays of at least ``size`` rows, as many in each; those that are not given are zero."""
+        room = len(next(iter(arrays.values())))
+        self._arrays = {
+            name: arrays[name] if name in arrays else np.zeros((room, *array.shape[1:]), array.dtype)
+            for name, array in self._arrays.items()
+        }
+        self._size = size
 
     def resize(self, size: int) -> None:
         """Make room for ``size`` rows; new ones are zero."""
@@ -153,7 +163,7 @@ class LiveView:
         items: arrays by ordinal: state, source, created_at, occurred_at, offset, raw (F,), leaf (F,), counts (K,),
             epochs (W,), decayed (W,), value_sum, last_at.
         members: embeddings and posting lists of all facets.
-        ids: ordinal -> item id; by_id: item id -> ordinal.
+        ids: item ids by ordinal, and ordinals by item id.
         reads: how often leaves are read.
         totals: as of the last applied batch.
         order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
@@ -182,8 +192,7 @@ class LiveView:
             value_sum=(np.float64, ()),
             last_at=(np.int64, ()),
         )
-        self.ids: list[str] = []
-        self.by_id: dict[str, int] = {}
+        self.ids = Ids()
         self.members = MemberPool(meta.facets, meta.dim)
         self.reads = Reads(meta.facets)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
@@ -241,18 +250,17 @@ class LiveView:
             members.touched[:] = members.length + 1
         self.sort(np.flatnonzero(members.touched > self.order.slack * members.length))
 
-    def sort(self, rows: I64) -> None:
-        """Sort posting lists by impact; ``rows`` are rows of ``members``."""
+    def sort(self, rows: I64, *, bare: bool = False) -> None:
+        """Sort posting lists by impact; ``rows`` are rows of ``members``, ``bare`` those without embeddings yet."""
         order = self.order
-        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark)
+        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark, bare=bare)
 
     def ordinals_of(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id was never seen."""
-        get = self.by_id.get
-        return np.fromiter((get(item_id, -1) for item_id in item_ids), np.int64, len(item_ids))
+        return self.ids.ordinals(item_ids)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays; ids and their table not counted."""
+        """Bytes of all arrays."""
         facets = sum(f.leaves.nbytes + f.routes.nbytes + f.raws.nbytes for f in self.facets)
-        return self.items.nbytes + self.members.nbytes + facets
+        return self.items.nbytes + self.members.nbytes + self.ids.nbytes + facets

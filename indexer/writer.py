@@ -123,9 +123,7 @@ class IndexWriter:
             for watch in view.watchers:
                 watch(change.ordinals, np.empty(0, np.int64) if counted is None else counted[0])
             upserts.show(view)
-            for item_id, ordinal in change.new_ids.items():
-                view.ids.append(item_id)
-                view.by_id[item_id] = ordinal
+            view.ids.add([item_id.encode() for item_id in change.new_ids])
             if counted is not None:
                 view.engage(*counted)
             view.totals = totals

@@ -13,6 +13,22 @@ FullName = Annotated[str, StringConstraints(pattern=r"^full-[0-9]{13}-[0-9a-f]{8
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+class ListOrder(BaseModel):
+    """How posting lists are ordered.
+
+    Attributes:
+        window: which half-life counts, from 0 up; -1 the last.
+        creation: engagements that creation counts like.
+        slack: share of a list that may change before it is sorted again. A full snapshot's lists are sorted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: int = Field(ge=-1)
+    creation: float = Field(ge=0)
+    slack: float = Field(ge=0)
+
+
 class SnapshotInfo(BaseModel):
     """A full snapshot of one shard, or all that changed since.
 
@@ -26,6 +42,8 @@ class SnapshotInfo(BaseModel):
         ordinals: ordinals below it are taken.
         items_live: live items.
         splits, merges: done since the index was made.
+        stream_time_ms: largest occurred_at applied.
+        order: how posting lists are ordered.
         created_at_ms: wall clock when it was taken, epoch milliseconds.
         files: name -> content. Of a full, its arrays; of a delta, its segments in the order in which they are applied.
     """
@@ -43,6 +61,8 @@ class SnapshotInfo(BaseModel):
     items_live: int = Field(ge=0)
     splits: int = Field(ge=0)
     merges: int = Field(ge=0)
+    stream_time_ms: int
+    order: ListOrder
     created_at_ms: int = Field(ge=0)
     files: dict[FileName, CheckpointFile]
 

@@ -49,11 +49,12 @@ class _Answers:
         return max(turned) < self._config.http.live_after_s, {"seconds_since_turn": round(max(turned), 3)}
 
     def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether every shard that is ours has caught up once."""
-        shards = self._shards()
+        """Whether every shard that is ours has caught up once, and the kernels are compiled."""
+        shards, warmed = self._shards(), self._daemon.warmed
         caught_up = self._daemon.joined and all(shard.ready for shard in shards)
         states = {str(shard.number): shard.state for shard in shards}
-        return caught_up, {"caught_up": caught_up, "lag": sum(_lag(shards).values()), "shards": states}
+        told = {"caught_up": caught_up, "warmed": warmed, "lag": sum(_lag(shards).values()), "shards": states}
+        return caught_up and warmed, told
 
     def status(self) -> dict[str, Any]:
         """What this process does."""

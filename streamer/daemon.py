@@ -21,6 +21,7 @@ import orjson
 import structlog
 
 from indexer.store import now_ms
+from indexer.warm import warm_up
 from schemas.config import Config
 from schemas.errors import StoreError, StoreLockedError, UsageError
 from streamer.answers import routes
@@ -88,6 +89,8 @@ def run_daemon(
         serving = Generation(current_generation(config.data_dir), model)
         duties = Duties(Span(to_end=to_end), resets=dict(resets or {}), on_progress=on_progress)
         daemon = Daemon(config, serving, duties)
+        if not to_end:
+            daemon.warm()
         try:
             server = HttpServer(config.http, daemon.metrics.registry, routes(config, daemon))
             try:
@@ -120,6 +123,7 @@ class Daemon:
         self.metrics = Metrics()
         self.turned_at = time.monotonic()
         self.joined = False
+        self._warming: threading.Thread | None = None
         self._durable: dict[Partition, int] = {}
         self._bounded = duties.span.to_end
         self._ended: list[Shard] = []
@@ -142,6 +146,24 @@ class Daemon:
         shard_numbers(config)  # refuses topics that are not partitioned alike
         instance = kafka.group_instance_id or _instance_id(config.data_dir)
         return KafkaGroup(kafka, self, instance)
+
+    def warm(self) -> None:
+        """Have the kernels compiled beside all else; at later starts on a machine that takes less than a second."""
+
+        def call_all() -> None:
+            manifest = self.serving.model.manifest
+            try:
+                log.info("kernels_ready", seconds=round(warm_up(manifest.facets, manifest.dim), 1))
+            except (OSError, StoreError) as error:  # it needs a temporary directory, the daemon does not
+                log.warning("kernels_not_warmed", why=str(error))
+
+        self._warming = threading.Thread(target=call_all, name="warm", daemon=True)
+        self._warming.start()
+
+    @property
+    def warmed(self) -> bool:
+        """Whether no batch and no request has to wait for a compiler any more."""
+        return self._warming is None or not self._warming.is_alive()
 
     # -- what the membership asks ----------------------------------------------------------------------------------
 

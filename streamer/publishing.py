@@ -13,9 +13,8 @@ import structlog
 from indexer.index import Index
 from indexer.snapshots import Publisher, list_, target_at
 from schemas.config import Config
-from schemas.errors import FacetstreamError, StoreError
+from schemas.errors import FacetstreamError
 from schemas.snapshot import SnapshotInfo
-from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
 from streamer.shards import Shard
 
@@ -91,7 +90,6 @@ class Publishing:
 
         Raises:
             StoreError: if the shard is not open, or the target refuses.
-            InboxClosedError: if its writer is stopping.
         """
         found = self._of(shard)
         began = time.monotonic()
@@ -115,19 +113,8 @@ class Publishing:
             found = self._shards.get(shard.number)
             if found is not None and found.index is index:
                 return found
-            pipeline = shard.pipeline
-            if pipeline is None:
-                raise StoreError(f"shard {shard.number} is not open now ({shard.state}); try again")
-            inbox, config = pipeline.inbox, self._config
-            target = target_at(url_of(config))
-            publisher = Publisher(
-                index.view,
-                shard.number,
-                target,
-                config.retrieval,
-                config.snapshots.keep,
-                lambda function: inbox.call(lambda _: function()),
-            )
+            config = self._config
+            publisher = Publisher(index.view, shard.number, target_at(url_of(config)), config.snapshots.keep)
             self._shards[shard.number] = _Published(index, publisher)
             self._current_at[shard.number] = time.monotonic()
             self._metrics.snapshot_age.labels(str(shard.number)).set_function(
@@ -147,8 +134,6 @@ class Publishing:
                     continue
                 try:
                     turn(shard)
-                except InboxClosedError:
-                    continue  # the shard is being closed
                 except FacetstreamError as error:
                     # The index itself is whole; the next turn tries again.
                     log.warning("snapshot_failed", shard=shard.number, error=str(error))

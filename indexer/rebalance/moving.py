@@ -53,7 +53,7 @@ def put_moves(write: Batch, view: LiveView, facet: int, members: npt.NDArray[Any
         items["offset"][members],
         items["raw"][members],
         leaf,
-        [view.ids[ordinal] for ordinal in members.tolist()],
+        view.ids.of(members),
     )
     write.put_many("items", keys.ordinal_keys(members), values)
     change = np.repeat([1, -1], [len(members), len(members)])

@@ -118,7 +118,8 @@ class ViewReader:
         missing: list[str] = []
         if count < len(item_ids):
             found = set(ordinals[:count].tolist())
-            missing = [item_id for item_id in item_ids if view.by_id.get(item_id, -1) not in found]
+            asked = zip(item_ids, view.ordinals_of(item_ids).tolist(), strict=True)
+            missing = [item_id for item_id, ordinal in asked if ordinal not in found]
         return Located(ordinals[:count], leaves[:count], vectors[:count], missing)
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
@@ -185,4 +186,4 @@ class ViewReader:
 
     def item_ids(self, ordinals: I64) -> list[str]:
         """See :class:`IndexReader`."""
-        return [self._view.ids[ordinal] for ordinal in ordinals.tolist()]
+        return self._view.ids.of(ordinals)

@@ -15,8 +15,8 @@ F16 = npt.NDArray[np.float16]
 class Changes:
     """Notes for each ordinal in which period its item, or its counters, changed last.
 
-    Add it to ``view.watchers``; all methods expect ``view.lock`` to be held. Splits and merges are not noted: deltas
-    are filed by the routes of their full snapshot.
+    Add it to ``view.watchers``; methods expect the writer to be kept out by ``view.lock``, unless they say otherwise.
+    Splits and merges are not noted: deltas are filed by the routes of their full snapshot.
 
     Attributes:
         period: the present one, from 1 up; 0 stands for what is in the full snapshot.
@@ -39,8 +39,19 @@ class Changes:
         self._last = self.period
 
     def any_since(self, period: int) -> bool:
-        """Whether a batch came after ``period``."""
+        """Whether a batch came after ``period``. Needs no lock."""
         return self._last > period
+
+    def counts(self) -> I64:
+        """(periods + 1,) about how many items and counters changed after each period. Needs no lock."""
+        periods = self.period + 1
+        noted = [np.bincount(each, minlength=periods)[:periods] for each in (self._items, self._counters)]
+        changed = noted[0] + noted[1]
+        return np.asarray(changed[::-1].cumsum()[::-1] - changed)
+
+    def items_changed(self) -> int:
+        """How many items changed since the full snapshot. Needs no lock."""
+        return int(np.count_nonzero(self._items))
 
     def since(self, period: int) -> tuple[I64, I64]:
         """Ordinals whose items, and whose counters, changed after ``period``; both ascending."""
@@ -59,7 +70,7 @@ class FrozenVectors:
     still while hundreds of megabytes are copied.
 
     Args:
-        view: its lock is held now.
+        view: its lock keeps the writer out now.
     """
 
     def __init__(self, view: LiveView) -> None:
@@ -75,21 +86,29 @@ class FrozenVectors:
         if len(items):
             self._kept_at[items] = self._count + np.arange(len(items))
             self._count += len(items)
-            self._kept.append(
-                np.stack([image.vectors(self._view, f, items) for f in range(self._view.meta.facets)], axis=1)
-            )
+            self._kept.append(image.vectors(self._view, items))
 
-    def read(self, facet: int, ordinals: I64) -> F16:
-        """(n, d) float16 as of that moment. May be called by any thread, without the lock."""
-        with self._view.lock:
-            out = image.vectors(self._view, facet, ordinals)
+    def read(self, facets: I64, ordinals: npt.NDArray[np.uint32]) -> F16:
+        """(n, d) float16 of items that were live at that moment, each in one facet (n,).
+
+        By one thread, without the lock.
+        """
+        view = self._view
+        with view.lock.shared():
             kept_at = self._kept_at[ordinals]
             late = np.flatnonzero(kept_at >= 0)
-            if len(late):
-                if len(self._kept) > 1:
-                    self._kept = [np.concatenate(self._kept)]
-                out[late] = self._kept[0][kept_at[late], facet]
-        return out
+            if not len(late):
+                return view.members.vectors(self._rows(facets, ordinals), ordinals)
+            out = np.empty((len(ordinals), view.meta.dim), np.float16)
+            here = np.flatnonzero(kept_at < 0)
+            out[here] = view.members.vectors(self._rows(facets[here], ordinals[here]), ordinals[here])
+            self._kept = [np.concatenate(self._kept)]
+            out[late] = self._kept[0][kept_at[late], facets[late]]
+            return out
+
+    def _rows(self, facets: I64, ordinals: npt.NDArray[np.uint32]) -> I64:
+        leaf = self._view.items["leaf"][ordinals, facets].astype(np.int64)
+        return leaf * self._view.meta.facets + facets
 
 
 def _grown(ticks: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.int32]:

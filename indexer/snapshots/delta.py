@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.counters import CounterRows
+from indexer.keys import ItemState
 from indexer.snapshots import image
 from indexer.snapshots.changes import Changes
 from indexer.snapshots.full import FullImage
@@ -57,21 +58,25 @@ class Segment:
     """n items and k counters as they were when it was taken.
 
     Attributes:
-        ordinals: (n,) ascending; live, created_at, raw, leaf, vectors and ids (offsets, bytes) belong to them.
+        ordinals: (n,) ascending; state, created_at, raw, leaf and vectors belong to them.
         vectors: (n, F, d) float16.
+        first_id: (1,) the ordinal that the ids begin with: (m,) id_lengths and id_text, of consecutive ordinals.
         counted: (k,) ordinals, ascending, whose counters are epochs (k, W), decayed (k, W), last_at (k,).
         leaf_facets, leaf_ids, centroids: (q,), (q,), (q, d) float32: leaves that the full snapshot lacks.
-        all_leaves: (1,) whether these are all of them; else those that a row of this segment refers to.
+        route_facets, route_raws, route_leaves: (p,) where raw indices lead that the full snapshot has no route of.
+        complete: (1,) whether these are all new leaves and routes; else there are no routes, and only leaves that a
+            row of this segment refers to.
     """
 
     ordinals: I64
-    live: npt.NDArray[np.bool_]
+    state: npt.NDArray[np.uint8]
     created_at: I64
     raw: npt.NDArray[np.uint32]
     leaf: npt.NDArray[np.uint32]
     vectors: npt.NDArray[np.float16]
-    id_offsets: I64
-    id_bytes: npt.NDArray[np.uint8]
+    first_id: I64
+    id_lengths: I64
+    id_text: npt.NDArray[np.uint8]
     counted: I64
     epochs: npt.NDArray[np.int32]
     decayed: npt.NDArray[np.float64]
@@ -79,13 +84,10 @@ class Segment:
     leaf_facets: I64
     leaf_ids: I64
     centroids: npt.NDArray[np.float32]
-    all_leaves: npt.NDArray[np.bool_]
-
-    @property
-    def item_ids(self) -> list[str]:
-        """(n,)."""
-        joined, offsets = self.id_bytes.tobytes(), self.id_offsets.tolist()
-        return [joined[offsets[row] : offsets[row + 1]].decode() for row in range(len(self.ordinals))]
+    route_facets: I64
+    route_raws: I64
+    route_leaves: npt.NDArray[np.uint32]
+    complete: npt.NDArray[np.bool_]
 
     @property
     def counters(self) -> CounterRows:
@@ -114,65 +116,87 @@ class Segment:
             raise StoreCorruptError(f"a segment of a delta snapshot does not decode: {error}") from error
 
 
-def take_segment(view: LiveView, base: Base, changes: Changes, after: int) -> Segment:
-    """Everything that changed after a period, as it is now; ``view.lock`` is held. About a microsecond a row."""
+def take_segment(view: LiveView, base: Base, changes: Changes, after: int, first_id: int) -> Segment:
+    """Everything that changed after a period, as it is now; ``view.lock`` keeps the writer out.
+
+    ``first_id``: ids from this ordinal on are sent along. About a microsecond a row.
+    """
     ordinals, counted = changes.since(after)
-    columns = image.items(view, ordinals)
-    counters = image.counters(view, counted)
-    facets, dim = view.meta.facets, view.meta.dim
-    vectors = [image.vectors(view, facet, ordinals) for facet in range(facets)]
-    encoded = [item_id.encode() for item_id in image.item_ids(view, ordinals)]
+    columns = image.columns(view, (*image.ITEM, "raw"), ordinals)
+    counters = image.columns(view, image.COUNTERS, counted)
+    facets = range(view.meta.facets)
     now = image.at(view)
-    undisturbed = (now.splits, now.merges) == (base.at.splits, base.at.merges)
-    new = [_new_leaves(view, base, facet, columns, undisturbed=undisturbed) for facet in range(facets)]
+    complete = (now.splits, now.merges) == (base.at.splits, base.at.merges)
+    leaves = [_new_leaves(view, base, facet, columns, complete=complete) for facet in facets]
+    raws = [_new_raws(view, base, facet) if complete else np.empty(0, np.int64) for facet in facets]
+    ends, text = view.ids.texts(np.arange(first_id, now.ordinals))
     return Segment(
         ordinals,
-        columns.live,
-        columns.created_at,
-        columns.raw,
-        columns.leaf,
-        np.stack(vectors, 1) if vectors else np.empty((0, 0, dim), np.float16),
-        np.concatenate([[0], np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))]).astype(np.int64),
-        np.frombuffer(b"".join(encoded), np.uint8),
-        counted,
-        counters.epochs,
-        counters.decayed,
-        counters.last_at,
-        np.repeat(np.arange(facets), [len(ids) for ids in new]),
-        np.concatenate(new),
-        np.concatenate([image.centroids(view, facet, ids) for facet, ids in enumerate(new)]),
-        np.array([undisturbed]),
+        **columns,
+        vectors=image.vectors(view, ordinals),
+        first_id=np.array([first_id]),
+        id_lengths=np.diff(ends, prepend=0),
+        id_text=text,
+        counted=counted,
+        **counters,
+        leaf_facets=np.repeat(facets, [len(ids) for ids in leaves]),
+        leaf_ids=np.concatenate(leaves),
+        centroids=np.concatenate([image.centroids(view, facet, ids) for facet, ids in enumerate(leaves)]),
+        route_facets=np.repeat(facets, [len(each) for each in raws]),
+        route_raws=np.concatenate(raws),
+        route_leaves=np.concatenate([view.facets[facet].routes.first(each) for facet, each in enumerate(raws)]),
+        complete=np.array([complete]),
     )
 
 
-def _new_leaves(view: LiveView, base: Base, facet: int, rows: image.ItemColumns, *, undisturbed: bool) -> I64:
+def _new_leaves(view: LiveView, base: Base, facet: int, rows: image.Columns, *, complete: bool) -> I64:
     """Leaves to send along.
 
     Before any split or merge these are all that were opened since, so that empty ones are known too. Later, children
     of a split must not pass for leaves beside their parent: only leaves of items whose raw index is new are sent.
     """
-    if undisturbed:
+    if complete:
         return np.setdiff1d(image.leaves(view, facet)[0], base.leaves[facet], assume_unique=True)
-    new_raw = rows.live & ~np.isin(rows.raw[:, facet], base.raws[facet])
-    return np.setdiff1d(rows.leaf[new_raw, facet].astype(np.int64), base.leaves[facet])
+    new_raw = (rows["state"] == ItemState.LIVE) & ~np.isin(rows["raw"][:, facet], base.raws[facet])
+    return np.setdiff1d(rows["leaf"][new_raw, facet].astype(np.int64), base.leaves[facet])
+
+
+def _new_raws(view: LiveView, base: Base, facet: int) -> I64:
+    """Raw indices that got a route since; without a split or merge each leads to one leaf."""
+    routed = view.facets[facet].routes.lengths > 0
+    routed[base.raws[facet]] = False
+    return np.flatnonzero(routed)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One segment of the present delta: it holds what changed after period ``after``, in ``rows`` rows."""
+    """One segment of the present delta.
+
+    Attributes:
+        after: it holds what changed after this period.
+        first_id: and ids from this ordinal on.
+        rows: how many changes.
+        name: of its file.
+    """
 
     after: int
+    first_id: int
     rows: int
     name: str
 
 
-def start_of_next(segments: list[Written], changes: Changes, published: int) -> tuple[int, int]:
-    """Where the next segment begins: how many of the present ones stay, and after which period it starts.
+def start_of_next(segments: list[Written], changes: Changes, published: int, ordinals: int) -> tuple[int, int, int]:
+    """Where the next segment begins: how many of the present ones stay, after which period, and with which id.
 
-    ``published`` is the last period that the present ones hold.
+    Args:
+        segments: the present ones.
+        changes: since the full snapshot.
+        published: the last period that the present ones hold.
+        ordinals: how many they, and the full snapshot, know; ids begin there unless a segment is replaced.
     """
-    keep, after = len(segments), published if segments else 0
-    while keep and segments[keep - 1].rows <= min(_MOST, _GROWTH * sum(map(len, changes.since(after)))):
+    keep, after, first_id = len(segments), published if segments else 0, ordinals
+    later = changes.counts()
+    while keep and segments[keep - 1].rows <= min(_MOST, _GROWTH * int(later[after])):
         keep -= 1
-        after = segments[keep].after
-    return keep, after
+        after, first_id = segments[keep].after, segments[keep].first_id
+    return keep, after, first_id

@@ -102,7 +102,7 @@ class SnapshotFollower:
         info, _ = layout.read_pair(self._target, folder, full)
         if info is None:
             raise FileNotFoundError(f"{folder}/{full}/{layout.MANIFEST}")
-        return SnapshotReader(info, open_full(info, lambda name: self._fetched(info, name)))
+        return SnapshotReader(info, *open_full(info, lambda name: self._fetched(info, name)))
 
     def _advance(self, folder: str, reader: SnapshotReader) -> bool:
         _, delta = layout.read_pair(self._target, folder, reader.info.full)

@@ -1,23 +1,30 @@
 """What snapshots take from the live view: the one place that knows how the view keeps it.
 
-All functions expect ``view.lock`` to be held and return copies.
+All functions expect the writer to be kept out by ``view.lock``, and return copies unless they say otherwise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.counters import CounterRows
 from indexer.keys import ItemState
+from indexer.order import Order
 from indexer.view import LiveView
+from schemas.snapshot import ListOrder
 
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 F16 = npt.NDArray[np.float16]
 F32 = npt.NDArray[np.float32]
+Columns = dict[str, npt.NDArray[Any]]
+
+ITEM: Final = ("state", "created_at", "leaf")
+COUNTERS: Final = ("epochs", "decayed", "last_at")
+"""Columns of ``view.items`` that readers need: those that change with the item, and those that engagements change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,65 +36,53 @@ class At:
     items_live: int
     splits: int
     merges: int
+    stream_time_ms: int
+    order: Order
 
-
-@dataclass(frozen=True, slots=True)
-class ItemColumns:
-    """n items: live (n,) bool, created_at (n,) int64 epoch ms, raw and leaf (n, F) uint32."""
-
-    live: npt.NDArray[np.bool_]
-    created_at: I64
-    raw: U32
-    leaf: U32
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As fields of the manifest."""
+        order = ListOrder(window=self.order.window, creation=self.order.creation, slack=self.order.slack)
+        return {
+            "offsets": self.offsets,
+            "ordinals": self.ordinals,
+            "items_live": self.items_live,
+            "splits": self.splits,
+            "merges": self.merges,
+            "stream_time_ms": self.stream_time_ms,
+            "order": order,
+        }
 
 
 def at(view: LiveView) -> At:
     """Where the view stands."""
     totals = view.totals
-    return At(dict(view.positions), totals.next_ordinal, totals.items_live, totals.splits, totals.merges)
-
-
-def items(view: LiveView, ordinals: I64 | slice) -> ItemColumns:
-    """Columns of some items."""
-    rows = view.items
-    return ItemColumns(
-        np.asarray(rows["state"][ordinals] == ItemState.LIVE),
-        np.array(rows["created_at"][ordinals]),
-        np.array(rows["raw"][ordinals]),
-        np.array(rows["leaf"][ordinals]),
+    return At(
+        dict(view.positions),
+        totals.next_ordinal,
+        totals.items_live,
+        totals.splits,
+        totals.merges,
+        totals.stream_time_ms,
+        view.order,
     )
 
 
-def vectors(view: LiveView, facet: int, ordinals: I64) -> F16:
-    """(n, d) float16 facet embeddings; zeros of items that are not live."""
+def columns(view: LiveView, names: tuple[str, ...], ordinals: I64 | slice) -> Columns:
+    """Some columns of some items."""
+    return {name: np.array(view.items[name][ordinals]) for name in names}
+
+
+def vectors(view: LiveView, ordinals: I64) -> F16:
+    """(n, F, d) float16 facet embeddings; zeros of items that are not live."""
     live = view.items["state"][ordinals] == ItemState.LIVE
-    out = np.zeros((len(ordinals), view.meta.dim), np.float16)
-    out[live] = view.vectors(ordinals[live], facet)
-    return out
-
-
-def counters(view: LiveView, ordinals: I64 | slice) -> CounterRows:
-    """Counters of some items, without those that no reader asks for."""
-    rows = view.items
-    epochs = np.array(rows["epochs"][ordinals])
-    n = len(epochs)
-    nothing = np.zeros((n, 0), np.uint32)
-    return CounterRows(
-        nothing, epochs, np.array(rows["decayed"][ordinals]), np.zeros(n), np.array(rows["last_at"][ordinals])
-    )
-
-
-def item_ids(view: LiveView, ordinals: I64 | slice) -> list[str]:
-    """Ids of some items."""
-    if isinstance(ordinals, slice):
-        return view.ids[ordinals]
-    return [view.ids[ordinal] for ordinal in ordinals.tolist()]
+    return view.members.embeddings(view.items["leaf"], live, ordinals)
 
 
 def leaves(view: LiveView, facet: int) -> tuple[I64, F32]:
     """Live leaves (m,) ascending and their centroids (m, d)."""
     found = view.facets[facet].alive()
-    return found, np.array(view.facets[facet].leaves["centroid"][found])
+    return found, centroids(view, facet, found)
 
 
 def centroids(view: LiveView, facet: int, wanted: I64) -> F32:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 
@@ -15,21 +16,17 @@ from indexer.checkpoints.target import CheckpointTarget
 from indexer.failpoints import failpoint
 from indexer.snapshots import image, layout
 from indexer.snapshots.changes import Changes
-from indexer.snapshots.delta import Base, Segment, Written, start_of_next, take_segment
-from indexer.snapshots.full import FullImage, IdHashes, write_full
+from indexer.snapshots.delta import Base, Written, start_of_next, take_segment
+from indexer.snapshots.full import FullImage, write_full
 from indexer.snapshots.reader import SnapshotReader
 from indexer.snapshots.resume import base_of, changed_since
 from indexer.snapshots.retention import GRACE_S, remove_old
 from indexer.store import now_ms
 from indexer.view import LiveView
 from schemas.checkpoints import CheckpointFile
-from schemas.config import RetrievalConfig
 from schemas.snapshot import IndexPointer, ShardPointer, SnapshotInfo
 
 log = structlog.get_logger(__name__)
-
-ResultT = TypeVar("ResultT")
-Run = Callable[[Callable[[], ResultT]], ResultT]
 
 _LINGER_S: Final = 10.0
 """Segments that a later one took the place of stay this long, for readers that have just read of them."""
@@ -50,35 +47,27 @@ class _Published:
 class Publisher:
     """Publishes one shard of one generation. Any thread may call it; a delta may be published beside a full snapshot.
 
+    The writer is kept out of the view for milliseconds at a time, and may plan and write its next batch meanwhile.
     It begins with a full snapshot, or goes on from one that is published: see :meth:`go_on`.
 
     Args:
         view: of the shard.
         shard: its number.
         target: where to.
-        retrieval: weights that order members in posting lists.
         keep: full snapshots kept, with their deltas.
-        run: runs a function on the writer's thread, between two batches.
+
+    Attributes:
+        held_s: for how long the writer was kept out at once, last time.
     """
 
-    def __init__(
-        self,
-        view: LiveView,
-        shard: int,
-        target: CheckpointTarget,
-        retrieval: RetrievalConfig,
-        keep: int,
-        run: Callable[[Callable[[], object]], object] = lambda function: function(),
-    ) -> None:
+    def __init__(self, view: LiveView, shard: int, target: CheckpointTarget, keep: int) -> None:
+        self.held_s = 0.0
         self._view = view
         self._shard = shard
         self._target = target
-        self._retrieval = retrieval
         self._keep = keep
-        self._run = run
         self._now: _Published | None = None
         self._announced = False
-        self._hashes = IdHashes()
         self._one_full = threading.Lock()
         self._lock = threading.Lock()
 
@@ -90,23 +79,21 @@ class Publisher:
     def changed_share(self) -> float:
         """Share of the items that changed since the full snapshot; 1 where there is none."""
         now = self._now
-        if now is None:
-            return 1.0
-        with self._view.lock:
-            changed = len(now.changes.since(0)[0])
-        return changed / max(1, now.info.items_live)
+        return 1.0 if now is None else now.changes.items_changed() / max(1, now.info.items_live)
 
     def full(self) -> SnapshotInfo:
         """Publish a full snapshot; readers turn to it, with a first delta that brings it up to now.
 
         Raises:
             StoreError: if the target refuses; readers stay with what they have.
-            InboxClosedError: if the writer stops.
         """
         with self._one_full:
             failpoint("snapshot.before")
             began = time.perf_counter()
-            taken, changes, paused_s = self._on_writer(self._take_full)
+            with self._held():
+                taken, changes = FullImage.take(self._view), Changes()
+                self._view.watchers.append(changes)
+            held_s = self.held_s
             try:
                 published = self._write(taken, changes)
                 with self._lock:
@@ -126,7 +113,7 @@ class Publisher:
             target=str(self._target),
             items=published.info.items_live,
             bytes=published.info.size,
-            paused_ms=round(paused_s * 1e3, 1),
+            held_ms=round(held_s * 1e3, 1),
             ms=round((time.perf_counter() - began) * 1e3, 1),
         )
         return published.info
@@ -135,7 +122,7 @@ class Publisher:
         """Publish what changed since the full snapshot; None if nothing did since the last delta.
 
         Raises:
-            StoreError, InboxClosedError: as :meth:`full`.
+            StoreError: as :meth:`full`.
         """
         with self._lock:
             return None if self._now is None else self._delta(self._now)
@@ -150,7 +137,7 @@ class Publisher:
             UsageError: if it is not known what changed since.
         """
         changes = Changes()
-        with self._view.lock:
+        with self._held():
             published = self._view.positions == reader.at.offsets
             changes.period = reader.at.sequence + (0 if published else 1)
             changes(*changed_since(self._view, reader))
@@ -165,32 +152,24 @@ class Publisher:
         if self._now is not None:
             self._unwatch(self._now.changes)
 
-    # -- on the writer's thread ------------------------------------------------------------------------------------
-
-    def _on_writer(self, function: Callable[[], ResultT]) -> ResultT:
-        out: list[ResultT] = []
-        self._run(lambda: out.append(function()))
-        return out[0]
-
-    def _take_full(self) -> tuple[FullImage, Changes, float]:
-        began = time.perf_counter()
-        with self._view.lock:
-            taken, changes = FullImage.take(self._view), Changes()
-            self._view.watchers.append(changes)
-        return taken, changes, time.perf_counter() - began
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The writer leaves the view as it is; requests are answered."""
+        with self._view.lock.shared():
+            began = time.perf_counter()
+            yield
+            self.held_s = time.perf_counter() - began
 
     def _unwatch(self, changes: Changes) -> None:
         with self._view.lock:
             if changes in self._view.watchers:
                 self._view.watchers.remove(changes)
 
-    # -- on any thread ---------------------------------------------------------------------------------------------
-
     def _write(self, taken: FullImage, changes: Changes) -> _Published:
         made_at = now_ms()
         info = self._info("full", layout.new_name(made_at), 0, taken.at, {}, made_at)
         folder = f"{info.folder}/{info.full}"
-        files = write_full(taken, self._hashes, self._target, folder, self._retrieval, made_at)
+        files = write_full(taken, self._target, folder)
         info = info.model_copy(update={"files": files})
         failpoint("snapshot.written")
         self._target.write(f"{folder}/{layout.MANIFEST}", info.model_dump_json().encode())
@@ -207,13 +186,9 @@ class Publisher:
                 "shard": self._shard,
                 "full": full,
                 "sequence": sequence,
-                "offsets": at.offsets,
-                "ordinals": at.ordinals,
-                "items_live": at.items_live,
-                "splits": at.splits,
-                "merges": at.merges,
                 "created_at_ms": made_at,
                 "files": files,
+                **at.facts,
             }
         )
 
@@ -223,21 +198,19 @@ class Publisher:
             return None
         failpoint("delta.before")
 
-        def take() -> tuple[Segment, int, int, int, image.At]:
-            with self._view.lock:
-                keep, after = start_of_next(to.segments, to.changes, published)
-                segment = take_segment(self._view, to.base, to.changes, after)
-                return segment, keep, after, to.changes.next_period(), image.at(self._view)
-
-        segment, keep, after, period, at = self._on_writer(take)
+        known = to.base.at.ordinals if to.delta is None or not to.segments else to.delta.ordinals
+        keep, after, first_id = start_of_next(to.segments, to.changes, published, known)
+        with self._held():
+            segment = take_segment(self._view, to.base, to.changes, after, first_id)
+            period, at = to.changes.next_period(), image.at(self._view)
         data = segment.encode()
         rows = len(segment.ordinals) + len(segment.counted)
-        written = Written(after, rows, f"delta-{after:08d}-{period:08d}.npz")
+        written = Written(after, first_id, rows, f"delta-{after:08d}-{period:08d}.npz")
         folder = f"{to.info.folder}/{to.info.full}"
         self._target.write(f"{folder}/{written.name}", data)
-        known = {} if to.delta is None else to.delta.files
+        present = {} if to.delta is None else to.delta.files
         kept = to.segments[:keep]
-        files = {each.name: known[each.name] for each in kept}
+        files = {each.name: present[each.name] for each in kept}
         files[written.name] = CheckpointFile(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
         info = self._info("delta", to.info.full, period, at, files, now_ms())
         self._target.write(f"{folder}/{layout.DELTA}", info.model_dump_json().encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from indexer.order import Order
 from indexer.snapshots import image
 from indexer.snapshots.delta import Base
 from indexer.snapshots.reader import SnapshotReader
@@ -17,11 +18,14 @@ I64 = npt.NDArray[np.int64]
 def base_of(reader: SnapshotReader) -> Base:
     """What deltas need to know of a full snapshot."""
     info, facets = reader.info, range(reader.meta.facets)
-    at = image.At(dict(info.offsets), info.ordinals, info.items_live, info.splits, info.merges)
+    order = Order(**info.order.model_dump())
+    at = image.At(
+        dict(info.offsets), info.ordinals, info.items_live, info.splits, info.merges, info.stream_time_ms, order
+    )
     return Base(
         at,
-        [reader.stored[f"f{facet}.leaves"] for facet in facets],
-        [reader.stored[f"f{facet}.raws"] for facet in facets],
+        [np.array(reader.stored[f"f{facet}.leaves"]) for facet in facets],
+        [np.array(reader.stored[f"f{facet}.raws"]) for facet in facets],
     )
 
 
@@ -29,7 +33,7 @@ def changed_since(view: LiveView, reader: SnapshotReader) -> tuple[I64, I64]:
     """Ordinals of which the item, and of which the counters, changed since the full snapshot that a reader has.
 
     An item's record names the event that decided it: if the full snapshot's offsets are beyond that, it holds it.
-    Counters are compared. ``view.lock`` is held.
+    Counters are compared. ``view.lock`` keeps the writer out.
 
     Raises:
         UsageError: if the snapshot is one of another store, or ahead of this one, or offsets were reset since.
@@ -47,10 +51,9 @@ def changed_since(view: LiveView, reader: SnapshotReader) -> tuple[I64, I64]:
     later = items["offset"][ordinals] >= known[items["source"][ordinals]] if len(known) else ordinals < 0
     later |= ordinals >= info.ordinals
 
-    counters = image.counters(view, slice(0, info.ordinals))
-    touched = np.asarray(counters.last_at != reader.stored["last_at"])
+    old = slice(0, info.ordinals)
+    touched = np.asarray(items["last_at"][old] != reader.stored["last_at"][old])
     for name in ("epochs", "decayed"):
-        touched |= (getattr(counters, name) != reader.stored[name]).any(axis=1)
-    new = image.counters(view, slice(info.ordinals, len(ordinals)))
-    counted = np.concatenate([touched, new.decayed.any(axis=1)])
+        touched |= (items[name][old] != reader.stored[name][old]).any(axis=1)
+    counted = np.concatenate([touched, items["decayed"][info.ordinals :].any(axis=1)])
     return np.flatnonzero(later), np.flatnonzero(counted)

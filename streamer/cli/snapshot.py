@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from indexer.loading import load_view
+from indexer.order import Order
 from indexer.snapshots import Publisher, SnapshotFollower, target_at
 from schemas.config import Config
 from schemas.errors import UsageError
@@ -85,10 +86,10 @@ def _delta_from_stores(found: Config) -> dict[str, Any]:
 @contextmanager
 def _publishers(found: Config) -> Iterator[dict[int, Publisher]]:
     """Of the shards here, as their stores are."""
-    target, model = target_at(url_of(found)), load_model(found)
+    target, model, order = target_at(url_of(found)), load_model(found), Order.of(found.retrieval)
     with open_for_reading(found) as stores:
         yield {
-            shard: Publisher(load_view(store, model.codewords), shard, target, found.retrieval, found.snapshots.keep)
+            shard: Publisher(load_view(store, model.codewords, order), shard, target, found.snapshots.keep)
             for shard, store in stores.items()
         }
 

@@ -82,7 +82,7 @@ def test_whatever_is_asked_the_answer_is_in_order_and_true(
     with an_index(seeds) as index:
         reader = ViewReader(index.view)
         found = retrieve(reader, triggers, config, NOW_MS, seed)
-        live = {name for name, at in index.view.by_id.items() if index.view.items["state"][at] == 1}
+        live = {name for at, name in enumerate(index.view.ids) if index.view.items["state"][at] == 1}
         assert found.missing == [name for name in triggers if name not in live]
         assert len(found.ordinals) <= config.k
         assert len(set(found.ordinals.tolist())) == len(found.ordinals)
@@ -111,7 +111,7 @@ def brute_force(
 ) -> dict[int, tuple[float, set[tuple[int, int]]]]:
     """Ordinal -> (best score over the leaves that were read, where), by the definition."""
     items, out = index.view.items, {}
-    at = [index.view.by_id[name] for name in triggers if name in index.view.by_id]
+    at = [index.view.ids.ordinal(name) for name in triggers if index.view.ids.ordinal(name) >= 0]
     at = [ordinal for ordinal in at if items["state"][ordinal] == 1]
     every = np.flatnonzero(items["state"] == 1)
     vectors = [

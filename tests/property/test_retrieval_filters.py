@@ -137,7 +137,7 @@ def test_a_trigger_given_as_codes_votes_for_the_leaf_that_a_new_item_like_it_ent
                     assert voted[facet] == entered[facet]
         led = index.view.facets[0].routes.row(int(assign(vectors)[0, 0])).tolist()
         fill(index, [trigger], prefix="new", start=len(seeds) + 100, at=10**6)
-        ordinal = index.view.by_id[f"new{len(seeds) + 100}"]
+        ordinal = index.view.ids.ordinal(f"new{len(seeds) + 100}")
         if led:
             assert index.view.items["leaf"][ordinal, 0] == entered[0]
 

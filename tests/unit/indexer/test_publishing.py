@@ -19,15 +19,15 @@ import pytest
 from indexer.checkpoints.target import CheckpointTarget
 from indexer.failpoints import POINTS
 from indexer.index import Index
+from indexer.order import impact_of
 from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.retrieve import fan_out, retrieve
 from indexer.snapshots import Publisher, SnapshotFollower, SnapshotReader, layout, list_, target_at
 from indexer.snapshots.retention import remove_old
-from indexer.store import now_ms
 from schemas.config import RetrievalConfig
 from schemas.errors import NotFoundError, StoreCorruptError, StoreError
 from schemas.settings import FAILPOINTS_VARIABLE
-from tests.builders import FACETS, Record, batch_of, fill, open_index, rebalance, upserts, vector_of
+from tests.builders import FACETS, Record, batch_of, config, fill, open_index, rebalance, upserts, vector_of
 
 ROOT = Path(__file__).parents[3]
 CONFIG = RetrievalConfig()
@@ -35,7 +35,7 @@ CONFIG = RetrievalConfig()
 
 def publisher_of(index: Index, target: CheckpointTarget | str | Path, shard: int = 0, keep: int = 2) -> Publisher:
     where = target if isinstance(target, CheckpointTarget) else target_at(str(target))
-    return Publisher(index.view, shard, where, CONFIG, keep)
+    return Publisher(index.view, shard, where, keep)
 
 
 def following(url: str | Path, **options: Any) -> SnapshotFollower:
@@ -48,12 +48,12 @@ def shows(reader: SnapshotReader, index: Index) -> bool:
     """Whether a reader has exactly the live view's items."""
     every = np.arange(len(index.view.ids))
     view = ViewReader(index.view)
-    mine, its = reader.locate(index.view.ids), view.locate(index.view.ids)
+    mine, its = (each.locate(list(index.view.ids)) for each in (reader, view))
     return (
         reader.at.offsets == index.view.positions
         and mine.ordinals.tolist() == its.ordinals.tolist()
         and mine.vectors.tobytes() == its.vectors.tobytes()
-        and reader.item_ids(every) == index.view.ids
+        and reader.item_ids(every) == list(index.view.ids)
         and reader.engagement(every, 0, 10**6).tobytes() == view.engagement(every, 0, 10**6).tobytes()
     )
 
@@ -117,26 +117,32 @@ def test_a_full_snapshot_is_of_one_moment_while_the_writer_goes_on(tmp_path: Pat
     (url / info.folder / info.full / layout.DELTA).unlink()
     alone = following(url).readers[0]
     assert alone.at.kind == "full"
-    assert alone.locate(index.view.ids).ordinals.tolist() == list(range(60))
+    assert alone.locate(list(index.view.ids)).ordinals.tolist() == list(range(60))
     for facet in range(FACETS):
         assert alone.vectors(facet, np.arange(60)).tobytes() == before[facet].tobytes()
     assert alone.engagement(np.arange(60), 0, 10**5).sum() == 0
 
 
-def test_members_are_stored_in_serving_order(tmp_path: Path, index: Index) -> None:
-    at = now_ms()
-    clicks = [Record("engagements-0", row, f"i{row * 3}", at, kind="click") for row in range(20)]
-    index.writer.apply(batch_of(clicks))
-    info = publisher_of(index, tmp_path / "s").full()
-    reader = following(tmp_path / "s").readers[0]
-    stored = reader.stored
-    for facet in range(FACETS):
-        members, offsets = stored[f"f{facet}.members"].astype(np.int64), stored[f"f{facet}.offsets"]
-        clicked = reader.engagement(members, -1, info.created_at_ms)
-        for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-            order = np.lexsort((-members[first:last], -clicked[first:last]))
-            assert order.tolist() == list(range(last - first))
-        assert stored[f"f{facet}.vectors"].tobytes() == index.view.items["vector"][members, facet].tobytes()
+def test_members_are_stored_in_order_though_the_live_view_is_not(tmp_path: Path) -> None:
+    with open_index(tmp_path / "store", config(retrieval={"order_slack": 1})) as index:
+        fill(index, range(60))
+        rebalance(index)
+        clicks = [Record("engagements-0", row, f"i{row * 3}", 2_000, kind="click") for row in range(20)]
+        index.writer.apply(batch_of(clicks))
+        assert index.view.members.touched.any()
+        publisher_of(index, tmp_path / "s").full()
+        view = index.view
+    stored = following(tmp_path / "s").readers[0].stored
+    for row in np.flatnonzero(stored["length"]).tolist():
+        begin, end = stored["start"][row], stored["start"][row] + stored["length"][row]
+        members = stored["ordinal"][begin:end].astype(np.int64)
+        assert stored["place"][members, row % FACETS].tolist() == list(range(len(members)))
+        heat = view.heats(members)
+        assert stored["heat"][begin:end].tolist() == heat.tolist()
+        impact = impact_of(heat, view.items["created_at"][members], 1.0, view.half_life_s, view.landmark)
+        assert np.lexsort((-members, -impact)).tolist() == list(range(len(members)))
+        vectors = view.vectors(members, row % FACETS)
+        assert stored["bits"][begin:end].tobytes() == vectors.tobytes()
 
 
 def test_a_request_ends_with_the_reader_it_began_with_though_its_files_are_gone(tmp_path: Path, index: Index) -> None:
@@ -185,7 +191,7 @@ def test_what_could_not_be_published_comes_with_the_next(tmp_path: Path, index: 
 
     url = tmp_path / "s"
     publisher = publisher_of(index, Hooked(url, refuse))
-    for name in ("live.npy", layout.MANIFEST, f"shard-00000/{layout.POINTER}"):
+    for name in ("state.npy", layout.MANIFEST, f"shard-00000/{layout.POINTER}"):
         failing[:] = [name]
         with pytest.raises(StoreError):
             publisher.full()
@@ -194,7 +200,7 @@ def test_what_could_not_be_published_comes_with_the_next(tmp_path: Path, index: 
     failing.clear()
     publisher.full()
     follower = following(url)
-    for count, name in enumerate((".npz", layout.DELTA, layout.MANIFEST, "position.npy")):
+    for count, name in enumerate((".npz", layout.DELTA, layout.MANIFEST, "place.npy")):
         fill(index, [count], start=60 + count)
         failing[:] = [name]
         with pytest.raises(StoreError):
@@ -292,10 +298,10 @@ def test_damage_is_named_and_what_was_read_before_stays(tmp_path: Path, index: I
     (folder / segment).write_bytes(whole)
     assert follower.refresh()
     info = publisher.full()
-    path = url / info.folder / info.full / "f1.vectors.npy"
+    path = url / info.folder / info.full / "bits.npy"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(StoreCorruptError, match=r"f1\.vectors\.npy .* was altered"):
+    with pytest.raises(StoreCorruptError, match=r"bits\.npy .* was altered"):
         follower.refresh()
     assert shows(follower.readers[0], index)
     path.unlink()
@@ -364,11 +370,10 @@ import sys
 import threading
 from pathlib import Path
 from indexer.snapshots import Publisher, target_at
-from schemas.config import RetrievalConfig
 from tests.builders import fill, open_index, rebalance
 from tests.unit.indexer.test_publishing import more
 with open_index(Path(sys.argv[1])) as index:
-    publisher = Publisher(index.view, 0, target_at(sys.argv[2]), RetrievalConfig(), 2)
+    publisher = Publisher(index.view, 0, target_at(sys.argv[2]), 2)
     for turn in range(int(sys.argv[3])):
         if turn % 10 == 0:
             publisher.full()
@@ -402,8 +407,10 @@ def assert_right(reader: SnapshotReader) -> None:
     for row in range(0, len(live), 17):
         expected_vector = np.array(vector_of(int(live[row][1:])), np.float32)
         assert found.vectors[row].ravel().tolist() == expected_vector.tolist()
+    leaves = reader.centroids()
     for facet in range(FACETS):
-        members = [reader.members(facet, leaf, 10**6) for leaf in reader.centroids(facet)[0].tolist()]
+        mine = leaves.leaf[leaves.pointer[facet] : leaves.pointer[facet + 1]].tolist()
+        members = [reader.members(facet, leaf, 10**6) for leaf in mine]
         assert np.sort(np.concatenate([np.empty(0, np.int64), *members])).tolist() == found.ordinals.tolist()
 
 

@@ -56,7 +56,7 @@ def run(
         Pipeline(index, ScriptedSource(records), sink, model, config, span=Span(to_end=True)).run()
         assert index.view.totals.dead_letters == sum(sink.sizes)
         assert_view_is_loaded(index)
-        return sink.sizes, list(read_file(path)), dict(index.view.positions), set(index.view.by_id)
+        return sink.sizes, list(read_file(path)), dict(index.view.positions), set(index.view.ids)
 
 
 def item(offset: int, at: int) -> Scripted:

@@ -91,7 +91,7 @@ class Running:
         return pipeline
 
     def count(self, name: str) -> int:
-        return int(self.index.view.items["counts"][self.index.view.by_id[name]].sum())
+        return int(self.index.view.items["counts"][self.index.view.ids.ordinal(name)].sum())
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +146,7 @@ def test_a_tombstone_deletes_at_its_records_time(model: FrozenModel, tmp_path: P
     with Running(model, chosen(tmp_path), source) as running:
         running.to_end()
         view = running.index.view
-        state = {name: ItemState(int(view.items["state"][at])) for name, at in view.by_id.items()}
+        state = {name: ItemState(int(view.items["state"][at])) for at, name in enumerate(view.ids)}
         assert state == {
             "a": ItemState.DELETED,
             "b": ItemState.LIVE,
