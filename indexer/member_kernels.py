@@ -216,3 +216,23 @@ def make_room(
         left += release(row, start, room, free, ladder, pool_ordinal)
         start[row], room[row] = to, ladder[step]
     return rows.shape[0], used, left
+
+
+@njit(cache=True, nogil=True)
+def squeeze(order: A, start: A, length: A, room: A, pool_ordinal: A, pool_heat: A, pool_vector: A) -> int:
+    """Move rows down to close the gaps between them; returns where the last room ends.
+
+    ``order`` has the rows that hold members, by where they start: each moves over what was moved or abandoned before.
+    """
+    end = 0
+    for row in order:
+        begin, n = start[row], length[row]
+        if begin != end:
+            for at in range(n):
+                pool_ordinal[end + at] = pool_ordinal[begin + at]
+                pool_heat[end + at] = pool_heat[begin + at]
+                for j in range(pool_vector.shape[1]):
+                    pool_vector[end + at, j] = pool_vector[begin + at, j]
+        start[row] = end
+        end += room[row]
+    return end

@@ -229,7 +229,7 @@ class MemberPool:
         if not (need > self.room[rows]).any():
             return
         if self._abandoned > _WASTE * self._used + _SLACK:
-            self._rewrite(int(_rooms(need).sum()))  # takes the room of empty rows, also of those to be filled now
+            self._rewrite()  # takes the room of empty rows, also of those to be filled now
         done = 0
         while True:
             seen, self._used, left = kernels.make_room(
@@ -260,18 +260,14 @@ class MemberPool:
             new[:keep] = old[:keep]
             setattr(self, name, new)
 
-    def _rewrite(self, extra: int) -> None:
-        """Squeeze abandoned room out."""
-        rooms = np.where(self.length > 0, self.room, 0)
-        starts = np.cumsum(rooms) - rooms
-        used = int(rooms.sum())
-        into, out = spans(starts, self.length), spans(self.start, self.length)
-        for name in ("ordinal", "heat", "bits"):
-            old = getattr(self, name)
-            new = np.zeros((used + extra + (used + extra) // 8 + _SLACK, *old.shape[1:]), old.dtype)
-            new[into] = old[out]
-            setattr(self, name, new)
-        self.room, self.start, self._used = rooms, starts, used
+    def _rewrite(self) -> None:
+        """Squeeze abandoned room out, in place."""
+        filled = np.flatnonzero(self.length)
+        order = filled[np.argsort(self.start[filled])]
+        empty = self.length == 0
+        self.start[empty] = self.room[empty] = 0
+        arrays = (self.start, self.length, self.room, self.ordinal, self.heat, self.bits)
+        self._used = kernels.squeeze(order, *arrays)
         self._free[:], self._abandoned = -1, 0
 
 
