@@ -229,7 +229,7 @@ class MemberPool:
         if not (need > self.room[rows]).any():
             return
         if self._abandoned > _WASTE * self._used + _SLACK:
-            self._rewrite()  # takes the room of empty rows, also of those to be filled now
+            self.squeeze()  # takes the room of empty rows, also of those to be filled now
         done = 0
         while True:
             seen, self._used, left = kernels.make_room(
@@ -260,8 +260,8 @@ class MemberPool:
             new[:keep] = old[:keep]
             setattr(self, name, new)
 
-    def _rewrite(self) -> None:
-        """Squeeze abandoned room out, in place."""
+    def squeeze(self) -> None:
+        """Close the gaps that abandoned room left, in place."""
         filled = np.flatnonzero(self.length)
         order = filled[np.argsort(self.start[filled])]
         empty = self.length == 0
