@@ -105,19 +105,6 @@ def embeddings(start: A, place: A, pool_vector: A, leaf: A, live: A, ordinals: A
 
 
 @njit(cache=True, nogil=True)
-def lay(
-    start: A, length: A, to: A, pool_ordinal: A, pool_heat: A, pool_vector: A, ordinal: A, heat: A, vector: A
-) -> None:
-    """Copy all rows, each to where ``to`` says, into other arrays."""
-    for row in range(start.shape[0]):
-        for i in range(length[row]):
-            ordinal[to[row] + i] = pool_ordinal[start[row] + i]
-            heat[to[row] + i] = pool_heat[start[row] + i]
-            for j in range(pool_vector.shape[1]):
-                vector[to[row] + i, j] = pool_vector[start[row] + i, j]
-
-
-@njit(cache=True, nogil=True)
 def reheat(start: A, length: A, pool_ordinal: A, pool_heat: A, heats: A) -> None:
     """Every member's heat anew, from (items,) float32."""
     for row in range(start.shape[0]):
@@ -229,3 +216,23 @@ def make_room(
         left += release(row, start, room, free, ladder, pool_ordinal)
         start[row], room[row] = to, ladder[step]
     return rows.shape[0], used, left
+
+
+@njit(cache=True, nogil=True)
+def squeeze(order: A, start: A, length: A, room: A, pool_ordinal: A, pool_heat: A, pool_vector: A) -> int:
+    """Move rows down to close the gaps between them; returns where the last room ends.
+
+    ``order`` has the rows that hold members, by where they start: each moves over what was moved or abandoned before.
+    """
+    end = 0
+    for row in order:
+        begin, n = start[row], length[row]
+        if begin != end:
+            for at in range(n):
+                pool_ordinal[end + at] = pool_ordinal[begin + at]
+                pool_heat[end + at] = pool_heat[begin + at]
+                for j in range(pool_vector.shape[1]):
+                    pool_vector[end + at, j] = pool_vector[begin + at, j]
+        start[row] = end
+        end += room[row]
+    return end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ _LADDER: Final = np.unique(np.ceil(1.15 ** np.arange(10, 160) / 4).astype(np.int
 """Rooms are of these sizes, so that a room left by one row fits another."""
 _WASTE: Final = 0.2
 """The pool is rewritten when more of it than this is abandoned room."""
+
+
+_Arrays = tuple[U32, F32, npt.NDArray[np.uint16]]
 
 
 class MemberPool:
@@ -230,7 +233,7 @@ class MemberPool:
         if not (need > self.room[rows]).any():
             return
         if self._abandoned > _WASTE * self._used + _SLACK:
-            self._rewrite(int(_rooms(need).sum()))  # takes the room of empty rows, also of those to be filled now
+            self.squeeze()  # takes the room of empty rows, also of those to be filled now
         done = 0
         while True:
             seen, self._used, left = kernels.make_room(
@@ -268,57 +271,34 @@ class MemberPool:
         room[known] = self.room[touched[known]]
         short = need > room
         extra = int(_rooms(need[short]).sum())
-        if self._abandoned + int(room[short].sum()) > most:
-            laid = self._squeezed(extra)
-        elif self._used + extra > len(self.ordinal):
-            laid = self._enlarged(2 * (self._used + extra))
-        else:
-            return lambda: None
+        if self._abandoned > most or self._used + extra <= len(self.ordinal):
+            return lambda: None  # squeezed in place, which is quick, or there is room
+        laid = self._enlarged(2 * (self._used + extra))
         return lambda: self._use(laid)
 
     def _resize(self, size: int) -> None:
         """Arrays of ``size`` members; what is in use stays."""
         self._use(self._enlarged(size))
 
-    def _rewrite(self, extra: int) -> None:
-        """Squeeze abandoned room out."""
-        self._use(self._squeezed(extra))
+    def squeeze(self) -> None:
+        """Close the gaps that abandoned room left, in place."""
+        filled = np.flatnonzero(self.length)
+        order = filled[np.argsort(self.start[filled])]
+        empty = self.length == 0
+        self.start[empty] = self.room[empty] = 0
+        arrays = (self.start, self.length, self.room, self.ordinal, self.heat, self.bits)
+        self._used = kernels.squeeze(order, *arrays)
+        self._free[:], self._abandoned = -1, 0
 
-    def _enlarged(self, size: int) -> _Laid:
-        keep = min(self._used, len(self.ordinal))
-        ordinal, heat, bits = self._empty(size)
+    def _enlarged(self, size: int) -> _Arrays:
+        """Arrays of ``size`` members, made aside, that hold what is in use."""
+        keep, dim = min(self._used, len(self.ordinal)), self.bits.shape[1]
+        ordinal, heat, bits = np.zeros(size, np.uint32), np.zeros(size, np.float32), np.zeros((size, dim), np.uint16)
         ordinal[:keep], heat[:keep], bits[:keep] = self.ordinal[:keep], self.heat[:keep], self.bits[:keep]
-        return _Laid(self.start, self.room, self._used, self._abandoned, ordinal, heat, bits)
+        return ordinal, heat, bits
 
-    def _squeezed(self, extra: int) -> _Laid:
-        rooms = np.where(self.length > 0, self.room, 0)
-        starts = np.cumsum(rooms) - rooms
-        used = int(rooms.sum())
-        size = used + extra + (used + extra) // 8 + _SLACK
-        arrays = self._empty(size)
-        kernels.lay(self.start, self.length, starts, self.ordinal, self.heat, self.bits, *arrays)
-        return _Laid(starts, rooms, used, 0, *arrays)
-
-    def _empty(self, size: int) -> tuple[U32, F32, npt.NDArray[np.uint16]]:
-        shape = (size, self.bits.shape[1])
-        return np.zeros(size, np.uint32), np.zeros(size, np.float32), np.zeros(shape, np.uint16)
-
-    def _use(self, laid: _Laid) -> None:
-        self.start, self.room, self._used, self._abandoned, self.ordinal, self.heat, self.bits = laid
-        if not self._abandoned:
-            self._free[:] = -1
-
-
-class _Laid(NamedTuple):
-    """A pool's arrays, and how they are used, made aside."""
-
-    start: I64
-    room: I64
-    used: int
-    abandoned: int
-    ordinal: U32
-    heat: F32
-    bits: npt.NDArray[np.uint16]
+    def _use(self, larger: _Arrays) -> None:
+        self.ordinal, self.heat, self.bits = larger
 
 
 def _rooms(need: I64) -> I64:

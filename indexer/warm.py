@@ -56,6 +56,7 @@ def warm_up(facets: int = 3, dim: int = 64) -> float:
                 gone = np.full(len(ordinals), -1)
                 index.writer.apply(_batch(ordinals, gone, vectors[:0], raw[:0], offset=_ITEMS + int(ordinals[0])))
             index.compactor(config).run_until_idle()
+            index.view.members.squeeze()
         with Index.open(path, meta, codewords, config) as index:
             index.writer.apply(_batch(every, every, vectors, raw, offset=2 * _ITEMS))
             view, reader = index.view, ViewReader(index.view)

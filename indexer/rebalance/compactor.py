@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,7 @@ _MAX_ROUNDS: Final = 100_000
 _PARTED: Final = 256
 """Splits whose borders wait to be looked at; the oldest are forgotten beyond that."""
 _READS_HALF_LIFE_S: Final = 60.0
+_FORGET_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Compactor:
         self._run = run
         self._on_outcome = on_outcome
         self._parted: deque[Parted] = deque(maxlen=_PARTED)
-        self._forgot_at = time.monotonic()
+        self._forgot_at = -math.inf
 
     def round(self, *, merges: bool = True) -> Round:
         """One bounded round: about ``round_items`` members moved, about ``round_ms`` of the writer's time taken.
@@ -114,6 +116,7 @@ class Compactor:
                         self._parted.append(outcome.parted)
                     rest = outcome.rest
                 if spent_ms > self._config.round_ms:
+                    self._parted.extendleft(reversed(parted))  # they may not have had their turn
                     break
         return done
 
@@ -148,6 +151,8 @@ class Compactor:
 
     def _forget_reads(self) -> None:
         now = time.monotonic()
+        if now - self._forgot_at < _FORGET_S:
+            return
         share = 0.5 ** ((now - self._forgot_at) / _READS_HALF_LIFE_S)
         self._forgot_at = now
         self._view.reads.forget(share, len(self._view.members.start))

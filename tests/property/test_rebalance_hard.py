@@ -384,8 +384,8 @@ def test_steps_threads_and_reassigning_come_to_rest_whatever_came_between(
             if what == "add":
                 picked = rng.integers(0, distinct, number).tolist()
                 stream.put({f"i{next(names)}": near(5 * row) if distinct > 1 else vector_of(row) for row in picked})
-            elif what == "delete" and index.view.ids:
-                stream.put(dict.fromkeys(rng.choice(index.view.ids, min(number, len(index.view.ids)), replace=False)))
+            elif what == "delete" and len(index.view.ids):
+                stream.put(dict.fromkeys(rng.permutation(list(index.view.ids))[:number].tolist()))
             else:
                 index.compactor(chosen).round()
             assert_sound(index.store, allow_unbalanced=True)
