@@ -117,7 +117,9 @@ class Publishing:
             if found is not None and found.index is index:
                 return found
             config = self._config
-            publisher = Publisher(index.view, shard.number, target_at(url_of(config)), config.snapshots.keep)
+            publisher = Publisher(
+                index.view, shard.number, target_at(url_of(config)), config.snapshots.keep, lambda: shard.owned
+            )
             self._shards[shard.number] = _Published(index, publisher)
             self._current_at[shard.number] = time.monotonic()
             self._metrics.snapshot_age.labels(str(shard.number)).set_function(

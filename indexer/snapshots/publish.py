@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -24,6 +24,7 @@ from indexer.snapshots.retention import GRACE_S, remove_old
 from indexer.store import now_ms
 from indexer.view import LiveView
 from schemas.checkpoints import CheckpointFile
+from schemas.errors import StoreError
 from schemas.snapshot import IndexPointer, ShardPointer, SnapshotInfo
 
 log = structlog.get_logger(__name__)
@@ -55,13 +56,22 @@ class Publisher:
         shard: its number.
         target: where to.
         keep: full snapshots kept, with their deltas.
+        may_publish: asked before readers are shown anything: whether the shard is still ours.
 
     Attributes:
         held_s: for how long the writer was kept out at once, last time.
     """
 
-    def __init__(self, view: LiveView, shard: int, target: CheckpointTarget, keep: int) -> None:
+    def __init__(
+        self,
+        view: LiveView,
+        shard: int,
+        target: CheckpointTarget,
+        keep: int,
+        may_publish: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.held_s = 0.0
+        self._may_publish = may_publish
         self._view = view
         self._shard = shard
         self._target = target
@@ -213,6 +223,7 @@ class Publisher:
         rows = len(segment.ordinals) + len(segment.counted)
         written = Written(after, first, rows, f"delta-{after:08d}-{period:08d}.npz")
         folder = f"{to.info.folder}/{to.info.full}"
+        self._check_owned()
         self._target.write(f"{folder}/{written.name}", data)
         present = {} if to.delta is None else to.delta.files
         kept = to.segments[:keep]
@@ -226,6 +237,11 @@ class Publisher:
         self._sweep(to)
         return info
 
+    def _check_owned(self) -> None:
+        """Raise rather than publish beside another owner, who may have come while this took its time."""
+        if not self._may_publish():
+            raise StoreError(f"shard {self._shard} may be another process's now: nothing is published")
+
     def _sweep(self, to: _Published) -> None:
         due = time.monotonic() - _LINGER_S
         for _, path in [row for row in to.replaced if row[0] < due]:
@@ -234,6 +250,7 @@ class Publisher:
 
     def _turn_to(self, published: _Published) -> None:
         """Make readers turn to a full snapshot."""
+        self._check_owned()
         before, self._now = self._now, None
         if before is not None:
             self._unwatch(before.changes)

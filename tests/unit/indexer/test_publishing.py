@@ -227,6 +227,30 @@ def assert_clean(url: Path) -> None:
     assert there - named == late
 
 
+def test_a_shard_lost_meanwhile_is_published_no_more(tmp_path: Path, index: Index) -> None:
+    ours = [True]
+    url = tmp_path / "snapshots"
+
+    def lose(path: str) -> None:
+        ours[0] = ours[0] and not path.endswith("f1.leaves.npy")
+
+    publisher = Publisher(index.view, 0, target_at(str(url)), 2, lambda: ours[0])
+    published = publisher.full()
+    more(index)
+    lost = Publisher(index.view, 0, Hooked(url, lose), 2, lambda: ours[0])
+    for publish in (lost.full, publisher.delta):
+        with pytest.raises(StoreError, match="another process's now"):
+            publish()
+    follower = SnapshotFollower(str(url))
+    follower.refresh()
+    assert follower.readers[0].at.full == published.full
+    assert follower.readers[0].at.offsets == published.offsets
+    ours[0] = True
+    assert publisher.delta() is not None
+    follower.refresh()
+    assert follower.readers[0].at.offsets == index.view.positions
+
+
 def test_retention_keeps_what_it_was_told_and_the_current_one(tmp_path: Path, index: Index) -> None:
     url = tmp_path / "s"
     publisher = publisher_of(index, url, keep=2)
