@@ -3,7 +3,7 @@
     python -m benchmarks [--only NAME ...] [--json] [--no-broker] [--size N] [--repeats R]
 
 Each writes its document to ``benchmarks/results/NAME.json``; a table of all is printed at the end, or one JSON document
-of all. Without ``--size`` and ``--repeats`` each takes its own defaults, which is about half an hour on two cores.
+of all. Without ``--size`` and ``--repeats`` each takes its own defaults, which is more than an hour on two cores.
 """
 
 from __future__ import annotations

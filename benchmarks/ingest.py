@@ -70,10 +70,10 @@ def run(options: Options) -> Result:
             through: list[Place] = [(None, full["items"]), (None, full["engagements"])]
             _measure(result, options, "broker", through, {name: systems[name] for name in (OURS, *list(systems)[2:])})
 
-    result.goal("items/s, event log", result.median(f"items, event log: {OURS}"), "at least", 25_000)
+    result.goal("items/s, event log", result.median(f"items, event log: {OURS}"), "at least", 30_000)
     result.goal("engagements/s, event log", result.median(f"engagements, event log: {OURS}"), "at least", 60_000)
     if not result.skipped:
-        result.goal("items/s, broker", result.median(f"items, broker: {OURS}"), "at least", 15_000)
+        result.goal("items/s, broker", result.median(f"items, broker: {OURS}"), "at least", 20_000)
     for name, value in result.ratios:
         if name.startswith("bare / ours"):
             result.goal(name, value, "at most", 1.4)

@@ -46,6 +46,7 @@ PEERS: Final = {
     "faiss IVF-Flat, in memory": (peers.ivf, "faiss"),
     "faiss HNSW, in memory": (peers.hnsw, "faiss"),
 }
+QUIET: Final = {"LANCE_LOG": "error", "GRPC_VERBOSITY": "NONE"}
 GOALS: Final = {"LanceDB, IVF_FLAT": 1.5, "Milvus Lite, HNSW": 5.0, "Chroma, HNSW": 20.0}
 
 
@@ -92,7 +93,7 @@ def _ours(arguments: dict[str, Any], *, coded: bool, apart: bool) -> Answer:
 
 
 def _theirs(function: Any, interpreter: str, arguments: dict[str, Any]) -> Answer:
-    with Apart(function, arguments, {}, interpreter) as running:
+    with Apart(function, arguments, QUIET, interpreter) as running:
         return running.answer()
 
 

@@ -161,8 +161,9 @@ def release(row: int, start: A, room: A, free: A, ladder: A, pool_ordinal: A) ->
     if size:
         step = np.searchsorted(ladder, size)
         begin = start[row]
-        pool_ordinal[begin] = begin if free[step] < 0 else free[step]
-        free[step] = begin
+        if ladder[step] == size:  # a room of another size would reach into its neighbour
+            pool_ordinal[begin] = begin if free[step] < 0 else free[step]
+            free[step] = begin
         room[row] = 0
     return int(size)
 

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks.__main__ import NAMES
-from benchmarks.load import crowd_lines, engagement_lines, item_id, item_lines, topical_lines
+from benchmarks.load import crowd_lines, embeddings, engagement_lines, item_id, item_lines, topical_lines
 from benchmarks.report import Result, alternating
 from schemas.events import ENGAGEMENT, ITEM_EVENT
 
@@ -55,6 +56,19 @@ def test_the_load_is_valid_and_the_same_each_time():
         assert len({ITEM_EVENT.validate_json(line).item_id for line in other}) == 200
     engagements = [ENGAGEMENT.validate_json(line) for line in engagement_lines(500, 200)]
     assert {event.item_id for event in engagements} <= {item_id(n) for n in range(200)}
+
+
+def test_embeddings_lie_in_clusters_and_drift_with_time():
+    still, again = embeddings(4_000, clusters=2), embeddings(4_000, clusters=2)
+    drifting = embeddings(4_000, clusters=2, drift=1.5)
+
+    assert (still == again).all()
+    assert still.shape == (4_000, 3, 64)
+    for made in (still, drifting):
+        np.testing.assert_allclose(np.linalg.norm(made, axis=2), 1, atol=2e-3)
+    for made, moved in ((still, False), (drifting, True)):
+        likeness = made[:200, 0] @ made[-200:, 0].T  # of the first items to the last: high within a cluster
+        assert bool(likeness.max() < 0.6) == moved
 
 
 def test_systems_take_turns_there_and_back():
