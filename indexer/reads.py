@@ -30,6 +30,10 @@ class Reads:
         self._facets = facets
         self._counts = np.zeros(0, np.float32)
 
+    def __len__(self) -> int:
+        """Rows that count."""
+        return len(self._counts)
+
     def count(self, facet: npt.NDArray[np.int64], leaf: npt.NDArray[np.int64]) -> None:
         """Leaves (n,) of facets (n,) are being read."""
         _count(self._counts, self._facets, facet, leaf)

@@ -151,11 +151,12 @@ class Compactor:
 
     def _forget_reads(self) -> None:
         now = time.monotonic()
-        if now - self._forgot_at < _FORGET_S:
+        rows = len(self._view.members.start)
+        if now - self._forgot_at < _FORGET_S and rows <= len(self._view.reads):
             return
         share = 0.5 ** ((now - self._forgot_at) / _READS_HALF_LIFE_S)
         self._forgot_at = now
-        self._view.reads.forget(share, len(self._view.members.start))
+        self._view.reads.forget(share, rows)
 
 
 def out_of_bounds(view: LiveView) -> int:
