@@ -26,7 +26,7 @@ _PAD = 4
 
 
 @njit(cache=True, nogil=True)
-def need(asked: A, chosen: A, pool: A, how: A) -> int:
+def _need(asked: A, chosen: A, pool: A, how: A) -> int:
     """Room for entries that the greatest of the requests may need."""
     facets, most = pool.place.shape[1], 0
     for request in range(asked.pointer.shape[0] - 1):
@@ -40,11 +40,11 @@ def need(asked: A, chosen: A, pool: A, how: A) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _weigh(pool: A, how: A, at: A, begin: int, count: int, prior: A, scores: A, to: int) -> None:
+def _weigh(how: A, prior: A, scores: A, to: int, count: int) -> None:
     """Similarities, from ``scores[to]`` on, to scores; ``prior`` are those of the members."""
-    weight = np.float32(how.similarity_weight)
-    for i in range(count):
-        scores[to + i] = scores[to + i] * weight + prior[i]
+    weight, some = np.float32(how.similarity_weight), scores[to : to + count]
+    for i in range(some.shape[0]):
+        some[i] = some[i] * weight + prior[i]
 
 
 @njit(cache=True, nogil=True)
@@ -64,7 +64,7 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
             similarities(pool.bits, room.at, end, count, query, room.scores, end, v == chosen.voter_pointer[at])
         if not plain:
             priors(pool, how, room.at, end, count, room.prior)
-            _weigh(pool, how, room.at, end, count, room.prior, room.scores, end)
+            _weigh(how, room.prior, room.scores, end, count)
         room.pieces[slot, 0], room.pieces[slot, 1], room.pieces[slot, 2] = end, end + count, slot
         end += count
         scored += count
@@ -100,7 +100,7 @@ def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, reque
             which = chosen.voters[v] * facets + chosen.facet[at]
             to, query = end[which], asked.vectors[first + chosen.voters[v], chosen.facet[at]]
             similarities(pool.bits, room.read, 0, count, query, room.scores, to, True)
-            _weigh(pool, how, room.read, 0, count, room.prior, room.scores, to)
+            _weigh(how, room.prior, room.scores, to, count)
             room.at[to : to + count] = room.read[:count]
             mine = room.pieces[piece[which]]
             mine[0], mine[1], mine[2] = to, to + count, slot
@@ -230,8 +230,15 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
 
 
 @njit(cache=True, nogil=True)
-def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> None:
-    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share."""
+def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> int:
+    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
+
+    Returns:
+        0; or, where the room is too small and nothing was done, for how many entries it must be.
+    """
+    most = _need(asked, chosen, pool, how)
+    if most > room.at.shape[0]:
+        return most
     for request in range(asked.pointer.shape[0] - 1):
         skips = asked.skip[asked.skip_pointer[request] : asked.skip_pointer[request + 1]]
         places = np.empty(skips.shape[0] * pool.place.shape[1], np.int64)
@@ -254,3 +261,4 @@ def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -
                 break
             wanted *= 4
         found.scored[request] = scored
+    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +36,8 @@ class Request:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Triggers:
-    """The triggers of Q requests, T in all.
+class Triggers(NamedTuple):
+    """The triggers of Q requests, T in all, as the kernels take them.
 
     Attributes:
         pointer: (Q+1,) where each request's triggers begin.
@@ -45,7 +45,6 @@ class Triggers:
         vectors: (T, F, d) float32.
         skip_pointer, skip: (Q+1,) and ordinals that each request's answer may not hold: its triggers, and what it
             excludes.
-        missing: ids of each request that are not live.
     """
 
     pointer: I64
@@ -53,12 +52,10 @@ class Triggers:
     vectors: F32
     skip_pointer: I64
     skip: I64
-    missing: list[list[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Centroids:
-    """Leaves of all facets.
+class Centroids(NamedTuple):
+    """Leaves of all facets, as the kernels take them.
 
     Attributes:
         leaf: (m,) ids, facet by facet.
@@ -83,6 +80,7 @@ class Centroids:
         )
 
     @classmethod
+    @cache
     def none(cls, facets: int) -> Centroids:
         """No leaves at all."""
         nothing = np.empty(0, np.int64)

@@ -158,20 +158,17 @@ def fan_out_request(
 
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
-    born_after = np.full(len(requests), engine.ANY_AGE)
-    for at, request in enumerate(requests):
-        if request.max_age_s is not None:
-            born_after[at] = now_ms - int(request.max_age_s * 1_000)
+    filters = engine.Filters.of(requests, now_ms)
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers = _trace(reader, requests)
-        centroids = reader.centroids() if config.probes or (triggers.leaves < 0).any() else None
+        triggers, missing = _trace(reader, requests)
+        given = any(request.vectors is not None for request in requests)  # these may have no leaf
+        centroids = reader.centroids() if config.probes or given else None
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
         served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
-        if skip is not triggers.skip:
-            triggers = replace(triggers, skip=skip)
-        found = engine.score(triggers, chosen, served, born_after, config, now_ms, reader.meta.half_lives_s)
+        triggers = triggers._replace(skip=skip)
+        found = engine.score(triggers, chosen, served, filters, config, now_ms, reader.meta.half_lives_s)
     elapsed_ms = (time.perf_counter() - began) * 1_000
-    return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
+    return _Answered(chosen, found, missing, elapsed_ms / len(requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,19 +223,18 @@ class Answers(Sequence[Candidates]):
         return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
 
 
-def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
-    """Triggers of all requests: the indexed ones first, then those given as vectors."""
+def _trace(reader: IndexReader, requests: Sequence[Request]) -> tuple[Triggers, list[list[str]]]:
+    """Triggers of all requests, the indexed ones first, then those given as vectors; and each one's missing ids."""
     ends = _pointers([request.item_ids for request in requests])
     located = reader.locate([item_id for request in requests for item_id in request.item_ids])
     if not located.missing and not any(request.exclude or request.vectors is not None for request in requests):
-        nothing: list[list[str]] = [[] for _ in requests]
-        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals, nothing)
+        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals), [[] for _ in requests]
     each = [_traced(reader, request) for request in requests]
     leaves, vectors, skips, missing = (list(column) for column in zip(*each, strict=True))
-    return Triggers(
-        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
-        missing,
-    )  # fmt: skip
+    triggers = Triggers(
+        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips)
+    )
+    return triggers, missing
 
 
 def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:
