@@ -19,6 +19,7 @@ in order in the same run.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, Final
 
 from benchmarks import ann_runs
@@ -92,7 +93,12 @@ def _compare(result: Result, curves: dict[str, Any], alone: dict[str, Any], *, l
         behind = "" if threads == "1" else f", {threads} threads"
         goals = [("IVF-Flat", None, 4.0), ("IVF-Flat", 0.66, 2.0)]
         if not large:
-            goals = [("IVF-Flat", None, 2.0), ("IVF-Flat", 0.8, 2.0), ("HNSW M16", 0.945, 1.5), ("hnswlib M32", 0.945, 1.5)]
+            goals = [
+                ("IVF-Flat", None, 2.0),
+                ("IVF-Flat", 0.8, 2.0),
+                ("HNSW M16", 0.945, 1.5),
+                ("hnswlib M32", 0.945, 1.5),
+            ]
         for peer, wanted, goal in goals:
             if peer not in curve:
                 continue
@@ -114,7 +120,7 @@ def at_recall(curve: list[tuple[float, float]], wanted: float) -> float:
     points = sorted(curve)
     if wanted <= points[0][0]:
         return points[0][1]
-    for (low, fast), (high, slow) in zip(points, points[1:], strict=False):
+    for (low, fast), (high, slow) in pairwise(points):
         if low <= wanted <= high:
             share = (wanted - low) / max(high - low, 1e-9)
             return math.exp(math.log(fast) * (1 - share) + math.log(slow) * share)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +68,7 @@ class Systems:
             ``answers`` of the last repeat, from the first thread.
         """
         out: dict[str, Answer] = {name: {"per_second": [], "latencies": []} for name in self.make}
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads, initializer=multi_ann.one_thread) as pool:
             asks = {name: [make() for _ in range(threads)] for name, make in self.make.items()}
             for name in alternating(list(self.make), repeats):
                 self.prepare[name]()

@@ -31,6 +31,11 @@ class Searcher(Protocol):
         ...
 
 
+def one_thread() -> None:
+    """Have faiss search on the calling thread alone; to be said on each."""
+    faiss.omp_set_num_threads(1)
+
+
 class Faiss:
     """An index of faiss over inner products."""
 
@@ -77,14 +82,14 @@ def exact(vectors: F32) -> Searcher:
 
 
 def ivf_flat(vectors: F32, lists: int) -> Searcher:
-    """faiss IVF-Flat; tuned by nprobe."""
+    """IVF-Flat of faiss; tuned by nprobe."""
     dim = vectors.shape[1]
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
     return Faiss(index, vectors, lambda index, value: setattr(index, "nprobe", value))
 
 
 def hnsw(vectors: F32, links: int = 16, effort: int = 80) -> Searcher:
-    """faiss HNSW; tuned by efSearch."""
+    """HNSW of faiss; tuned by efSearch."""
     index = faiss.IndexHNSWFlat(vectors.shape[1], links, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = effort
     return Faiss(index, vectors, lambda index, value: setattr(index.hnsw, "efSearch", value))
@@ -103,16 +108,16 @@ class MultiAnn:
     def __init__(self, vectors: F32, make: Callable[[F32], Searcher], each: int, prior: F32 | None = None) -> None:
         self._facets = [np.ascontiguousarray(vectors[:, facet]) for facet in range(vectors.shape[1])]
         self.searchers = [make(facet) for facet in self._facets]
-        self._each = each
-        self._prior = prior
-        self._stamps = np.zeros(len(vectors), np.int32)
+        self.each = each
+        self.prior = prior
+        self.stamps = np.zeros(len(vectors), np.int32)
 
     def twin(self, each: int | None = None, prior: F32 | None = None) -> MultiAnn:
         """The same indexes, to be asked from another thread or otherwise."""
         other = copy.copy(self)
-        other._stamps = np.zeros_like(self._stamps)
+        other.stamps = np.zeros_like(self.stamps)
         if each is not None:
-            other._each, other._prior = each, prior
+            other.each, other.prior = each, prior
         return other
 
     def tune(self, value: int) -> None:
@@ -123,7 +128,7 @@ class MultiAnn:
     def search_only(self, triggers: I64) -> tuple[list[F32], list[I64]]:
         """What the searches alone give."""
         found = [
-            searcher.search(facet[triggers], self._each)
+            searcher.search(facet[triggers], self.each)
             for searcher, facet in zip(self.searchers, self._facets, strict=True)
         ]
         return [score for score, _ in found], [items for _, items in found]
@@ -132,9 +137,10 @@ class MultiAnn:
         """(k,) items, best first; the triggers left out."""
         scores, found = self.search_only(triggers)
         score, items = np.concatenate(scores, axis=None), np.concatenate(found, axis=None)
-        if self._prior is not None:
-            score = score + self._prior[items]
-        return _first_of_each(items, np.argsort(-score), triggers, self._stamps, k)
+        if self.prior is not None:
+            score = score + self.prior[items]
+        best: I64 = _first_of_each(items, np.argsort(-score), triggers, self.stamps, k)
+        return best
 
 
 @njit(cache=True, nogil=True)

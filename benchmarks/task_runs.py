@@ -1,4 +1,4 @@
-"""The process of the task benchmark: would the items that users went on to engage with have been found, and how fast."""
+"""The process of the task benchmark: whether what users went on to engage with was found, and how fast."""
 
 from __future__ import annotations
 
@@ -55,9 +55,15 @@ class Moment:
 
 
 def moment(
-    path: Path, log: TrainingLog, encoded: Encoded, model: FrozenModel, config: Config, window: tuple[int, int], to_ms: int,
+    path: Path,
+    log: TrainingLog,
+    encoded: Encoded,
+    model: FrozenModel,
+    config: Config,
+    window: tuple[int, int],
+    to_ms: int,
     requests: int,
-) -> Moment:  # fmt: skip
+) -> Moment:
     """An index of what was engaged within the window, and requests from its end to ``to_ms``."""
     from_ms, now_ms = window
     inside = np.flatnonzero((log.time >= from_ms) & (log.time < now_ms))
@@ -70,28 +76,31 @@ def moment(
     meta = store_meta(model.manifest, "benchmark", config.counters.half_lives_s)
     index = Index.open(path, meta, model.codewords, config)
     names = [log.item_ids[item] for item in pool.tolist()]
+    nobody: I64 = np.empty(0, np.int64)
     for start in range(0, len(pool), _BATCH):
         part = pool[start : start + _BATCH]
-        n = len(part)
-        items = ItemRows(
-            names[start : start + n], np.minimum(log.created_at[part], now_ms - 1), ["items-0"] * n,
-            np.arange(start, start + n), np.arange(n), encoded.vectors[part], encoded.raw[part], [b""] * n, np.arange(n),
-        )  # fmt: skip
-        index.writer.apply(EventBatch(items, _clicks([], np.empty(0, np.int64), 0), {"items-0": start + n}, letters={}))
-    nothing = ItemRows(
-        [], np.empty(0, np.int64), [], np.empty(0, np.int64), np.empty(0, np.int64), encoded.vectors[:0], encoded.raw[:0],
-        [], np.empty(0, np.int64),
-    )  # fmt: skip
+        created = np.minimum(log.created_at[part], now_ms - 1)
+        items = _items(names[start : start + len(part)], created, start, encoded, part)
+        index.writer.apply(EventBatch(items, _clicks([], nobody, 0), {"items-0": start + len(part)}, letters={}))
     for start in range(0, len(inside), 8 * _BATCH):
         part = inside[start : start + 8 * _BATCH]
         clicks = _clicks([names[row] for row in row_of[log.item[part]].tolist()], log.time[part], start)
-        index.writer.apply(EventBatch(nothing, clicks, {"engagements-0": start + len(part)}, letters={}))
+        no_items = _items([], nobody, 0, encoded, nobody)
+        index.writer.apply(EventBatch(no_items, clicks, {"engagements-0": start + len(part)}, letters={}))
     index.compactor(config).run_until_idle()
     index.store.sync()
     index.close()
     return Moment(
         Index.open(path, meta, model.codewords, config), now_ms, pool, encoded.vectors[pool].astype(np.float32),
         [triggers[at] for at in some], row_of[asked.target[some]],
+    )  # fmt: skip
+
+
+def _items(names: list[str], created_at: I64, offset: int, encoded: Encoded, rows: I64) -> ItemRows:
+    n = len(names)
+    return ItemRows(
+        names, created_at, ["items-0"] * n, np.arange(offset, offset + n), np.arange(n),
+        encoded.vectors[rows], encoded.raw[rows], [b""] * n, np.arange(n),
     )  # fmt: skip
 
 
@@ -119,13 +128,16 @@ def measure(
     """Each system at each moment: the same requests, the same prior.
 
     Args:
-        events: event log; model: artifact.
+        events: event log.
+        model: artifact.
         config: of the index and the prior.
         moments: from when on a click puts an item into the pool, when is asked, until when requests are taken.
         requests: at a moment, at most.
         ours: name -> overrides of the retrieval section.
-        ivf: nprobe of IVF-Flat; hnsw: ef.
-        threads, repeats: as :meth:`benchmarks.ann_runs.Systems.measure`.
+        ivf: nprobe of IVF-Flat.
+        hnsw: ef.
+        threads: numbers of them.
+        repeats: as :meth:`benchmarks.ann_runs.Systems.measure`.
 
     Returns:
         ``systems``: for each number of threads and each system ``per_second`` (of each moment and repeat), ``p50_ms``,
@@ -140,9 +152,7 @@ def measure(
     pools, asked = [], 0
     for from_ms, now_ms, to_ms in moments:
         with tempfile.TemporaryDirectory(prefix="facetstream-task-") as scratch:
-            here = moment(
-                Path(scratch, "store"), log, encoded, frozen, settings, (from_ms, now_ms), to_ms, requests
-            )
+            here = moment(Path(scratch, "store"), log, encoded, frozen, settings, (from_ms, now_ms), to_ms, requests)
             pools.append(len(here.pool))
             asked += len(here.triggers)
             systems = _systems(here, log, settings, ours, ivf, hnsw)

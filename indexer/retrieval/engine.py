@@ -18,7 +18,6 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 
-
 class Chosen(NamedTuple):
     """The leaves that Q requests read, heaviest first.
 
@@ -40,11 +39,11 @@ class Found(NamedTuple):
     """Results of Q requests, best first.
 
     Attributes:
-        count, scored: (Q,) results, and members scored on the way.
+        counts, scored: (Q,) results, and members scored on the way.
         ordinal, score, facet, leaf: (Q, most); int64, but ``score`` float64.
     """
 
-    count: I64
+    counts: I64
     scored: I64
     ordinal: I64
     score: npt.NDArray[np.float64]
@@ -178,9 +177,7 @@ def choose(
         most = int(np.diff(pointer).max(initial=0)) * facets * (1 + probes)
         noise = np.stack([np.random.default_rng(seed).gumbel(size=most) for seed in seeds])
     numbers = np.empty((4, votes + 1), np.int64)
-    chosen = Chosen(
-        np.empty(requests + 1, np.int64), numbers[0], numbers[1], np.empty(votes), numbers[2], numbers[3]
-    )
+    chosen = Chosen(np.empty(requests + 1, np.int64), numbers[0], numbers[1], np.empty(votes), numbers[2], numbers[3])
     vote_kernels.choose(pointer, leaves, triggers.vectors, table, noise, probes, config.indices, chosen)
     return chosen
 
@@ -229,6 +226,6 @@ def score(
         room = _ROOMS.of(needed, len(chosen.voters))
         kernels.score(triggers, chosen, served.pool, filters, how, room, found)
     if served.names is not None:
-        for request, count in enumerate(found.count.tolist()):
+        for request, count in enumerate(found.counts.tolist()):
             found.ordinal[request, :count] = served.names[found.ordinal[request, :count]]
     return found

@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from indexer.retrieval.best_kernels import best, find, floor_of, index_of, key_of, order_equals, ranked, reach, score_of, sort
+from indexer.retrieval.best_kernels import (
+    best,
+    find,
+    floor_of,
+    index_of,
+    key_of,
+    order_equals,
+    ranked,
+    reach,
+    score_of,
+    sort,
+)
 from indexer.retrieval.prior_kernels import priors
 from indexer.retrieval.scan_kernels import announce, left_out, read, similarities
 
@@ -73,8 +84,11 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
 
 @njit(cache=True, nogil=True)
 def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, request: int, skips: A) -> A:
-    """One piece for each leaf and trigger that voted for it, those of a trigger and facet side by side and only its
-    best; returns the number of pieces and of members scored."""
+    """One piece for each leaf and trigger that voted for it, those of a trigger and facet side by side, only its best.
+
+    Returns:
+        how many pieces, and how many members were scored.
+    """
     facets, first, scored = pool.place.shape[1], asked.pointer[request], 0
     begin, slots = chosen.pointer[request], chosen.pointer[request + 1] - chosen.pointer[request]
     lists = (asked.pointer[request + 1] - first) * facets
@@ -225,12 +239,12 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
         count += 1
         if count == k:
             break
-    found.count[request] = count
+    found.counts[request] = count
     return others
 
 
 @njit(cache=True, nogil=True)
-def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> int:
+def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> A:
     """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
 
     Returns:

@@ -183,7 +183,7 @@ class _Answered:
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
         begin, end = chosen.pointer[at : at + 2].tolist()
-        count = int(found.count[at])
+        count = int(found.counts[at])
         return Candidates(
             found.ordinal[at, :count],
             found.score[at, :count],

@@ -25,7 +25,7 @@ _USUAL = 64
 
 
 @njit(cache=True, nogil=True)
-def passes(pool: A, filters: A, request: int, position: int) -> bool:
+def passes(pool: A, filters: A, request: int, position: int) -> A:
     """Whether a member may be a result of this request, as far as the filters go; by arrays over items."""
     return pool.created_at[pool.ordinal[position]] >= filters.born_after[request]
 
@@ -130,8 +130,8 @@ def _compare(bits: A, at: A, begin: int, count: int, query: A, dim: int, scores:
 def similarities(bits: A, at: A, begin: int, count: int, query: A, scores: A, to: int, first: bool) -> None:
     """Dot products of members with a query, or the greater of these and what is there, from ``scores[to]`` on.
 
-    The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are overwritten.
-    However the members are grouped, one has the same score: every reader of an index gives the same answer.
+    The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are
+    overwritten. However the members are grouped, one has the same score, and every reader of an index the same answer.
     """
     if bits.shape[1] == _USUAL:
         _compare(bits, at, begin, count, query, _USUAL, scores, to, first)

@@ -85,7 +85,7 @@ def _nearest(close: A, leaf: A, begin: int, end: int, other_than: int, wanted: i
 
 @njit(cache=True, nogil=True)
 def _vote(first: int, last: int, leaves: A, vectors: A, table: A, probes: int, close: A, near: A, votes: A) -> int:
-    """Votes of the triggers of one request, as ``facet, leaf, trigger, whether it is whole`` in one number; how many."""
+    """Votes of one request's triggers, as ``facet, leaf, trigger, whether it is whole`` in one number; how many."""
     facets, count = leaves.shape[1], 0
     for facet in range(facets):
         begin, end = table.pointer[facet], table.pointer[facet + 1]
