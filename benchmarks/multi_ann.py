@@ -1,244 +1,165 @@
-"""Retrieval beside multi-ANN: the same clustered embeddings in our live view, in faiss IVF-Flat and in faiss HNSW."""
+"""Multi-ANN retrieval: one index a facet, searched once for each trigger; the best of the union are the answer."""
 
 from __future__ import annotations
 
+import copy
 import os
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import faiss
+import hnswlib
 import numpy as np
 import numpy.typing as npt
-
-from benchmarks.apart import Answer, settle_heap
-from benchmarks.report import alternating
-from indexer.batch import EngagementRows, EventBatch, ItemRows
-from indexer.index import Index
-from indexer.retrieval.readers import ViewReader
-from indexer.retrieval.request import Request
-from indexer.retrieval.retrieve import retrieve_many
-from schemas.config import Config, RetrievalConfig
-from schemas.store import StoreMeta
+from numba import njit
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-FACETS: Final = 3
-DIM: Final = 64
-CLUSTERS: Final = 2_000
-EACH: Final = 500  # with fewer a trigger in a dense cluster could not give all of the best
-_BATCH: Final = 8_192
+_TRAINED_ON: Final = 100_000
 
 
-def embeddings(count: int, seed: int = 0) -> F32:
-    """(n, F, d) normalised embeddings of 2,000 clusters a facet, Zipf sizes, each facet its own clusters."""
-    rng = np.random.default_rng(seed)
-    weight = 1 / np.arange(1, CLUSTERS + 1)
-    out = np.empty((count, FACETS, DIM), np.float32)
-    for facet in range(FACETS):
-        centers = rng.standard_normal((CLUSTERS, DIM)).astype(np.float32)
-        centers /= np.linalg.norm(centers, axis=1, keepdims=True)
-        of = rng.permutation(rng.choice(CLUSTERS, count, p=weight / weight.sum()))
-        noise = rng.standard_normal((count, DIM)).astype(np.float32)
-        out[:, facet] = centers[of] + 0.35 / np.sqrt(DIM) * noise
-    out /= np.linalg.norm(out, axis=2, keepdims=True)
-    return out.astype(np.float16).astype(np.float32)
+class Searcher(Protocol):
+    """An index of one facet."""
+
+    def search(self, queries: F32, each: int) -> tuple[F32, I64]:
+        """Similarities and items, both (q, each), best first."""
+        ...
+
+    def tune(self, value: int) -> None:
+        """Set how much is searched: nprobe or ef."""
+        ...
 
 
-def build(path: Path, vectors: F32, codewords: int) -> tuple[Index, Config, dict[str, float]]:
-    """Our index of the vectors, rebalanced until idle; seconds of each step."""
-    books = np.empty((FACETS, 2, codewords, DIM), np.float32)
-    raw = np.zeros((len(vectors), FACETS), np.uint32)
-    for facet in range(FACETS):
-        rest = np.ascontiguousarray(vectors[:, facet])
-        for layer in range(2):
-            kmeans = faiss.Kmeans(DIM, codewords, niter=8, seed=1, max_points_per_centroid=128)
-            kmeans.train(rest)
-            books[facet, layer] = kmeans.centroids
-            nearest = kmeans.index.search(rest, 1)[1][:, 0]
-            raw[:, facet] = raw[:, facet] * codewords + nearest.astype(np.uint32)
-            rest = rest - books[facet, layer][nearest]
-    meta = StoreMeta(
-        generation="g000001", model_name="bench", model_version="1", model_hash="m", codebook_hash="c",
-        facets=FACETS, layers=2, codewords=codewords, dim=DIM, half_lives_s=(3_600, 86_400), created_at_ms=0,
-    )  # fmt: skip
-    config = Config.model_validate({"rebalance": {"round_items": 200_000}})
-    index = Index.open(path, meta, books, config)
-    half = vectors.astype(np.float16)
-    began = time.perf_counter()
-    for start in range(0, len(vectors), _BATCH):
-        end = min(len(vectors), start + _BATCH)
-        index.writer.apply(_batch(start, end, half, raw))
-    index.store.sync()
-    written = time.perf_counter() - began
-    index.compactor(config).run_until_idle()
-    balanced = time.perf_counter() - began - written
-    index.close()
-    began = time.perf_counter()
-    index = Index.open(path, meta, books, config)
-    return index, config, {"written": written, "rebalanced": balanced, "opened": time.perf_counter() - began}
+def one_thread() -> None:
+    """Have faiss search on the calling thread alone; to be said on each."""
+    faiss.omp_set_num_threads(1)
 
 
-def _batch(start: int, end: int, vectors: npt.NDArray[np.float16], raw: npt.NDArray[np.uint32]) -> EventBatch:
-    n = end - start
-    none: I64 = np.empty(0, np.int64)
-    return EventBatch(
-        ItemRows(
-            [f"i{at}" for at in range(start, end)],
-            np.arange(start, end) + 1_700_000_000_000,
-            ["items-0"] * n,
-            np.arange(start, end),
-            np.arange(n),
-            vectors[start:end],
-            raw[start:end],
-            [b""] * n,
-            np.arange(n),
-        ),
-        EngagementRows([], [], none, np.empty(0), [], none, [], none, []),
-        {"items-0": end},
-        letters={},
-    )
+class Faiss:
+    """An index of faiss over inner products."""
+
+    def __init__(self, index: Any, vectors: F32, setting: Callable[[Any, int], None]) -> None:
+        faiss.omp_set_num_threads(os.cpu_count() or 1)
+        if not index.is_trained:
+            index.train(vectors[:: max(1, len(vectors) // _TRAINED_ON)])
+        index.add(vectors)
+        faiss.omp_set_num_threads(1)
+        self._index = index
+        self._set = setting
+
+    def search(self, queries: F32, each: int) -> tuple[F32, I64]:
+        """See :class:`Searcher`."""
+        return self._index.search(queries, each)  # type: ignore[no-any-return]
+
+    def tune(self, value: int) -> None:
+        """See :class:`Searcher`."""
+        self._set(self._index, value)
+
+
+class Hnswlib:
+    """An index of hnswlib over inner products."""
+
+    def __init__(self, vectors: F32, links: int, effort: int) -> None:
+        self._index = hnswlib.Index("ip", vectors.shape[1])
+        self._index.init_index(len(vectors), M=links, ef_construction=effort)
+        self._index.add_items(vectors, num_threads=os.cpu_count() or 1)
+        self._index.set_num_threads(1)
+
+    def search(self, queries: F32, each: int) -> tuple[F32, I64]:
+        """See :class:`Searcher`."""
+        found, distance = self._index.knn_query(queries, k=each)
+        return 1 - distance, found.astype(np.int64)
+
+    def tune(self, value: int) -> None:
+        """See :class:`Searcher`."""
+        self._index.set_ef(value)
+
+
+def exact(vectors: F32) -> Searcher:
+    """All items compared."""
+    return Faiss(faiss.IndexFlatIP(vectors.shape[1]), vectors, lambda _index, _value: None)
+
+
+def ivf_flat(vectors: F32, lists: int) -> Searcher:
+    """IVF-Flat of faiss; tuned by nprobe."""
+    dim = vectors.shape[1]
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+    return Faiss(index, vectors, lambda index, value: setattr(index, "nprobe", value))
+
+
+def hnsw(vectors: F32, links: int = 16, effort: int = 80) -> Searcher:
+    """HNSW of faiss; tuned by efSearch."""
+    index = faiss.IndexHNSWFlat(vectors.shape[1], links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = effort
+    return Faiss(index, vectors, lambda index, value: setattr(index.hnsw, "efSearch", value))
 
 
 class MultiAnn:
-    """One faiss index a facet; a request searches each once for each trigger and keeps the best of the union."""
+    """Searchers of all facets.
 
-    def __init__(self, vectors: F32, make: Callable[[], Any]) -> None:
-        self._vectors = vectors
-        self.indexes = []
-        for facet in range(FACETS):
-            index = make()
-            mine = np.ascontiguousarray(vectors[:, facet])
-            if not index.is_trained:
-                index.train(mine[:: max(1, len(mine) // 100_000)])
-            index.add(mine)
-            self.indexes.append(index)
+    Args:
+        vectors: (n, F, d) float32.
+        make: a searcher of (n, d).
+        each: neighbours of each trigger in each facet.
+        prior: (n,) float32, added to the similarities of what was found before the best are taken; None: nothing.
+    """
+
+    def __init__(self, vectors: F32, make: Callable[[F32], Searcher], each: int, prior: F32 | None = None) -> None:
+        self._facets = [np.ascontiguousarray(vectors[:, facet]) for facet in range(vectors.shape[1])]
+        self.searchers = [make(facet) for facet in self._facets]
+        self.each = each
+        self.prior = prior
+        self.stamps = np.zeros(len(vectors), np.int32)
+
+    def twin(self, each: int | None = None, prior: F32 | None = None) -> MultiAnn:
+        """The same indexes, to be asked from another thread or otherwise."""
+        other = copy.copy(self)
+        other.stamps = np.zeros_like(self.stamps)
+        if each is not None:
+            other.each, other.prior = each, prior
+        return other
+
+    def tune(self, value: int) -> None:
+        """Set how much is searched."""
+        for searcher in self.searchers:
+            searcher.tune(value)
+
+    def search_only(self, triggers: I64) -> tuple[list[F32], list[I64]]:
+        """What the searches alone give."""
+        found = [
+            searcher.search(facet[triggers], self.each)
+            for searcher, facet in zip(self.searchers, self._facets, strict=True)
+        ]
+        return [score for score, _ in found], [items for _, items in found]
 
     def search(self, triggers: I64, k: int) -> I64:
-        """(k,) ordinals, best first; the triggers left out."""
-        found, scores = [], []
-        for facet, index in enumerate(self.indexes):
-            score, ids = index.search(np.ascontiguousarray(self._vectors[triggers, facet]), EACH)
-            found.append(ids.ravel())
-            scores.append(score.ravel())
-        ids, score = np.concatenate(found), np.concatenate(scores)
-        order = np.argsort(-score)
-        _, first = np.unique(ids[order], return_index=True)
-        best = ids[order[np.sort(first)]]
-        return best[~np.isin(best, triggers)][:k]
+        """(k,) items, best first; the triggers left out."""
+        scores, found = self.search_only(triggers)
+        score, items = np.concatenate(scores, axis=None), np.concatenate(found, axis=None)
+        if self.prior is not None:
+            score = score + self.prior[items]
+        best: I64 = _first_of_each(items, np.argsort(-score), triggers, self.stamps, k)
+        return best
 
 
-def measure(
-    *,
-    path: str,
-    size: int,
-    codewords: int,
-    lists: int,
-    requests: int,
-    k: int,
-    probes: list[int],
-    ivf: list[int],
-    hnsw: list[int],
-    repeats: int,
-) -> Answer:
-    """The same requests to each system in turn, one thread.
-
-    Returns:
-        for each system ``per_second`` of each repeat by the thread's own time (others may use the machine), ``p50_ms``,
-        ``p99_ms`` and ``recall`` of exact search's best k;
-        ``seconds`` it took to build ours.
-    """
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
-    vectors = embeddings(size)
-    index, config, seconds = build(Path(path), vectors, codewords)
-    triggers = [np.random.default_rng([1, at]).choice(size, 5, replace=False) for at in range(requests)]
-    exact = MultiAnn(vectors, lambda: faiss.IndexFlatIP(DIM))
-    true = [exact.search(each, k) for each in triggers]
-    flat = MultiAnn(vectors, lambda: _ivf(lists))
-    graph = MultiAnn(vectors, _hnsw) if hnsw else None
-    faiss.omp_set_num_threads(1)
-    reader = ViewReader(index.view)
-    now_ms = index.view.totals.stream_time_ms
-    asked = [Request([f"i{at}" for at in each.tolist()]) for each in triggers]
-    base = config.retrieval.model_copy(update={"k": k, "vote_share": 0.0, "engagement_weight": 0.0, "scan": 1 << 30})
-    systems: dict[str, Callable[[int], I64]] = {}
-
-    def ours(settings: RetrievalConfig) -> Callable[[int], I64]:
-        return lambda at: retrieve_many(reader, [asked[at]], settings, now_ms)[0].ordinals
-
-    for n in probes:
-        update = {"probes": n, "indices": 15 * (n + 1)}
-        systems[f"ours, {n} probes"] = ours(base.model_copy(update=update))
-        first = update | {"scan": 64, "engagement_weight": 0.05, "vote_share": 1.0}
-        if n in {0, 3}:
-            systems[f"ours, {n} probes, first 64 with prior"] = ours(base.model_copy(update=first))
-
-    def theirs(peer: MultiAnn, name: str, value: int) -> Callable[[int], I64]:
-        def ask(at: int) -> I64:
-            for each in peer.indexes:
-                if name == "nprobe":
-                    each.nprobe = value
-                else:
-                    each.hnsw.efSearch = value
-            return peer.search(triggers[at], k)
-
-        return ask
-
-    for value in ivf:
-        systems[f"IVF-Flat, nprobe {value}"] = theirs(flat, "nprobe", value)
-    for value in hnsw if graph is not None else ():
-        assert graph is not None
-        systems[f"HNSW M16, ef {value}"] = theirs(graph, "ef", value)
-    settle_heap()
-    answers: Answer = {name: {"per_second": [], "latencies": []} for name in systems}
-    for name in alternating(list(systems), repeats):
-        ask = systems[name]
-        for at in range(20):
-            ask(at)
-        begun, found = time.thread_time(), []
-        for at in range(requests):
-            start = time.perf_counter()
-            found.append(ask(at))
-            answers[name]["latencies"].append((time.perf_counter() - start) * 1_000)
-        answers[name]["per_second"].append(requests / (time.thread_time() - begun))
-        answers[name]["recall"] = float(
-            np.mean([len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, true, strict=True)])
-        )
-    for n in probes:
-        settings = base.model_copy(update={"probes": n, "indices": 15 * (n + 1)})
-        quick = settings.model_copy(update={"scan": 64, "engagement_weight": 0.05, "vote_share": 1.0})
-        for name, each in (("", settings), (", first 64 with prior", quick)):
-            if name and n not in {0, 3}:
-                continue
-            rates = []
-            for _ in range(repeats):
-                begun = time.thread_time()
-                retrieve_many(reader, asked, each, now_ms)
-                rates.append(requests / (time.thread_time() - begun))
-            answers[f"ours, {n} probes{name}, batches of 64"] = {"per_second": rates, "latencies": [], "recall": None}
-    for answer in answers.values():
-        latencies = answer.pop("latencies")
-        if latencies:
-            answer["p50_ms"], answer["p99_ms"] = (float(np.percentile(latencies, p)) for p in (50, 99))
-    sizes = np.concatenate([facet.sizes()[facet.alive()] for facet in index.view.facets])
-    answers["built"] = seconds | {
-        "leaves": len(sizes),
-        "p50": float(np.percentile(sizes, 50)),
-        "p99": float(np.percentile(sizes, 99)),
-        "max": int(sizes.max()),
-        "bytes_per_item": index.view.nbytes / size,
-    }
-    index.close()
-    return answers
-
-
-def _ivf(lists: int) -> Any:
-    return faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, lists, faiss.METRIC_INNER_PRODUCT)
-
-
-def _hnsw() -> Any:
-    index = faiss.IndexHNSWFlat(DIM, 16, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 80
-    return index
+@njit(cache=True, nogil=True)
+def _first_of_each(items: Any, order: Any, triggers: Any, stamps: Any, k: int) -> Any:
+    """The first k distinct items in an order; as quick as it gets, as a peer's merge should not decide."""
+    out, count = np.empty(k, np.int64), 0
+    for item in triggers:
+        stamps[item] = 1
+    for at in order:
+        item = items[at]
+        if item < 0 or stamps[item]:  # faiss fills up with -1
+            continue
+        stamps[item] = 1
+        out[count] = item
+        count += 1
+        if count == k:
+            break
+    for item in triggers:
+        stamps[item] = 0
+    for at in range(count):
+        stamps[out[at]] = 0
+    return out[:count]

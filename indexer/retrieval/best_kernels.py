@@ -68,7 +68,7 @@ def greatest(keys: A, n: int, k: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _reaching(scores: A, least: A) -> int:
+def _reaching(scores: A, least: A) -> A:
     """How many scores reach the least; sixteen are compared at once."""
     count = np.int32(0)
     for i in range(scores.shape[0]):

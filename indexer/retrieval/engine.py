@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from indexer.order import landmark_at
 from indexer.retrieval import kernels, vote_kernels
-from indexer.retrieval.request import Centroids, Limits, Served, Triggers
+from indexer.retrieval.request import Centroids, Filters, Served, Triggers
 from schemas.config import RetrievalConfig
 
 I64 = npt.NDArray[np.int64]
@@ -38,35 +39,16 @@ class Found(NamedTuple):
     """Results of Q requests, best first.
 
     Attributes:
-        count, scored: (Q,) results, and members scored on the way.
+        counts, scored: (Q,) results, and members scored on the way.
         ordinal, score, facet, leaf: (Q, most); int64, but ``score`` float64.
     """
 
-    count: I64
+    counts: I64
     scored: I64
     ordinal: I64
     score: npt.NDArray[np.float64]
     facet: I64
     leaf: I64
-
-
-class _Asked(NamedTuple):
-    """:class:`Triggers`, as the kernels take them."""
-
-    pointer: I64
-    leaves: I64
-    vectors: F32
-    skip_pointer: I64
-    skip: I64
-
-
-class _Table(NamedTuple):
-    """:class:`Centroids`, as the kernels take them."""
-
-    leaf: I64
-    pointer: I64
-    columns: F32
-    norm: F32
 
 
 class _How(NamedTuple):
@@ -104,9 +86,9 @@ class _Room(NamedTuple):
         bloom: bits.
     """
 
-    at: npt.NDArray[np.int32]
+    at: npt.NDArray[np.uint32]
     scores: F32
-    read: npt.NDArray[np.int32]
+    read: npt.NDArray[np.uint32]
     prior: F32
     pieces: npt.NDArray[np.int64]
     limits: npt.NDArray[np.uint64]
@@ -122,9 +104,9 @@ class _Room(NamedTuple):
     @classmethod
     def of(cls, entries: int, pieces: int) -> _Room:
         return cls(
-            np.empty(entries, np.int32),
+            np.empty(entries, np.uint32),
             np.empty(entries, np.float32),
-            np.empty(entries, np.int32),
+            np.empty(entries, np.uint32),
             np.empty(entries, np.float32),
             np.empty((pieces, 3), np.int64),
             np.empty(pieces, np.uint64),
@@ -155,23 +137,23 @@ class _Rooms(threading.local):
 _ROOMS = _Rooms()
 
 
-def choose(triggers: Triggers, centroids: Centroids | None, config: RetrievalConfig, seeds: list[int | None]) -> Chosen:
+def choose(
+    triggers: Triggers, centroids: Centroids | None, config: RetrievalConfig, seeds: Sequence[int | None]
+) -> Chosen:
     """Leaves of each request. ``centroids`` are needed where triggers have no leaf, or vote for neighbours."""
-    total, facets = triggers.leaves.shape
-    requests = len(triggers.pointer) - 1
+    pointer, leaves = triggers.pointer, triggers.leaves
+    total, facets = leaves.shape
+    requests = len(pointer) - 1
     table = centroids or Centroids.none(facets)
     probes = min(config.probes, len(table.leaf))
     votes = total * facets * (1 + probes)
-    gumbel = np.empty((requests, 0))
+    noise = np.empty((requests, 0))
     if config.selection == "multinomial":
-        most = int(np.diff(triggers.pointer).max(initial=0)) * facets * (1 + probes)
-        gumbel = np.stack([np.random.default_rng(seed).gumbel(size=most) for seed in seeds])
+        most = int(np.diff(pointer).max(initial=0)) * facets * (1 + probes)
+        noise = np.stack([np.random.default_rng(seed).gumbel(size=most) for seed in seeds])
     numbers = np.empty((4, votes + 1), np.int64)
     chosen = Chosen(np.empty(requests + 1, np.int64), numbers[0], numbers[1], np.empty(votes), numbers[2], numbers[3])
-    asked = _asked(triggers)
-    vote_kernels.choose(
-        asked, _Table(table.leaf, table.pointer, table.columns, table.norm), gumbel, probes, config.indices, chosen
-    )
+    vote_kernels.choose(pointer, leaves, triggers.vectors, table, noise, probes, config.indices, chosen)
     return chosen
 
 
@@ -185,7 +167,7 @@ def score(
     triggers: Triggers,
     chosen: Chosen,
     served: Served,
-    limits: Limits,
+    filters: Filters,
     config: RetrievalConfig,
     now_ms: int,
     half_lives_s: tuple[int, ...],
@@ -208,19 +190,17 @@ def score(
         config.freshness_half_life_s * 1_000.0,
         not same or now_ms < served.latest_engagement,
     )
-    asked, requests = _asked(triggers), len(triggers.pointer) - 1
-    entries = kernels.need(asked, chosen, served.pool, how)
-    room = _ROOMS.of(entries, len(chosen.voters))
-    k = min(config.k, max(1, entries))
+    requests = len(triggers.pointer) - 1
+    room = _ROOMS.of(0, len(chosen.voters))
+    k = min(config.k, len(chosen.voters) * min(config.scan, len(served.pool.ordinal)))
     numbers = np.empty((3, requests, k), np.int64)
     counts = np.empty((2, requests), np.int64)
     found = Found(counts[0], counts[1], numbers[0], np.empty((requests, k)), numbers[1], numbers[2])
-    kernels.score(asked, chosen, served.pool, limits, how, room, found)
+    needed = kernels.score(triggers, chosen, served.pool, filters, how, room, found)
+    if needed:
+        room = _ROOMS.of(needed, len(chosen.voters))
+        kernels.score(triggers, chosen, served.pool, filters, how, room, found)
     if served.names is not None:
-        for request, count in enumerate(found.count.tolist()):
+        for request, count in enumerate(found.counts.tolist()):
             found.ordinal[request, :count] = served.names[found.ordinal[request, :count]]
     return found
-
-
-def _asked(triggers: Triggers) -> _Asked:
-    return _Asked(triggers.pointer, triggers.leaves, triggers.vectors, triggers.skip_pointer, triggers.skip)

@@ -37,7 +37,7 @@ _PAD = 4
 
 
 @njit(cache=True, nogil=True)
-def need(asked: A, chosen: A, pool: A, how: A) -> int:
+def _need(asked: A, chosen: A, pool: A, how: A) -> int:
     """Room for entries that the greatest of the requests may need."""
     facets, most = pool.place.shape[1], 0
     for request in range(asked.pointer.shape[0] - 1):
@@ -51,15 +51,15 @@ def need(asked: A, chosen: A, pool: A, how: A) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _weigh(pool: A, how: A, at: A, begin: int, count: int, prior: A, scores: A, to: int) -> None:
+def _weigh(how: A, prior: A, scores: A, to: int, count: int) -> None:
     """Similarities, from ``scores[to]`` on, to scores; ``prior`` are those of the members."""
-    weight = np.float32(how.similarity_weight)
-    for i in range(count):
-        scores[to + i] = scores[to + i] * weight + prior[i]
+    weight, some = np.float32(how.similarity_weight), scores[to : to + count]
+    for i in range(some.shape[0]):
+        some[i] = some[i] * weight + prior[i]
 
 
 @njit(cache=True, nogil=True)
-def _read_leaves(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, request: int, skips: A) -> int:
+def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, request: int, skips: A) -> int:
     """One piece a leaf: each member scored by the greatest similarity to a trigger that voted for it."""
     facets, first, end, scored = pool.place.shape[1], asked.pointer[request], 0, 0
     begin, slots = chosen.pointer[request], chosen.pointer[request + 1] - chosen.pointer[request]
@@ -69,13 +69,13 @@ def _read_leaves(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, reque
         if slot + 1 < slots:
             announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
-        count = read(pool, limits, request, row, how.limit, skips, room.at, end)
+        count = read(pool, filters, request, row, how.limit, skips, room.at, end)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             query = asked.vectors[first + chosen.voters[v], chosen.facet[at]]
             similarities(pool.bits, room.at, end, count, query, room.scores, end, v == chosen.voter_pointer[at])
         if not plain:
             priors(pool, how, room.at, end, count, room.prior)
-            _weigh(pool, how, room.at, end, count, room.prior, room.scores, end)
+            _weigh(how, room.prior, room.scores, end, count)
         room.pieces[slot, 0], room.pieces[slot, 1], room.pieces[slot, 2] = end, end + count, slot
         end += count
         scored += count
@@ -83,9 +83,11 @@ def _read_leaves(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, reque
 
 
 @njit(cache=True, nogil=True)
-def _read_lists(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, request: int, skips: A) -> A:
-    """One piece for each leaf and trigger that voted for it, those of a trigger and facet side by side and only its
-    best; returns the number of pieces and of members scored.
+def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, request: int, skips: A) -> A:
+    """One piece for each leaf and trigger that voted for it, those of a trigger and facet side by side, only its best.
+
+    Returns:
+        how many pieces, and how many members were scored.
     """
     facets, first, scored = pool.place.shape[1], asked.pointer[request], 0
     begin, slots = chosen.pointer[request], chosen.pointer[request + 1] - chosen.pointer[request]
@@ -106,13 +108,13 @@ def _read_lists(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, reques
         if slot + 1 < slots:
             announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
-        count = read(pool, limits, request, row, how.limit, skips, room.read, 0)
+        count = read(pool, filters, request, row, how.limit, skips, room.read, 0)
         priors(pool, how, room.read, 0, count, room.prior)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             which = chosen.voters[v] * facets + chosen.facet[at]
             to, query = end[which], asked.vectors[first + chosen.voters[v], chosen.facet[at]]
             similarities(pool.bits, room.read, 0, count, query, room.scores, to, True)
-            _weigh(pool, how, room.read, 0, count, room.prior, room.scores, to)
+            _weigh(how, room.prior, room.scores, to, count)
             room.at[to : to + count] = room.read[:count]
             mine = room.pieces[piece[which]]
             mine[0], mine[1], mine[2] = to, to + count, slot
@@ -237,23 +239,30 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
         count += 1
         if count == k:
             break
-    found.count[request] = count
+    found.counts[request] = count
     return others
 
 
 @njit(cache=True, nogil=True)
-def score(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, found: A) -> None:
-    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share."""
+def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> A:
+    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
+
+    Returns:
+        0; or, where the room is too small and nothing was done, for how many entries it must be.
+    """
+    most = _need(asked, chosen, pool, how)
+    if most > room.at.shape[0]:
+        return most
     for request in range(asked.pointer.shape[0] - 1):
         skips = asked.skip[asked.skip_pointer[request] : asked.skip_pointer[request + 1]]
         places = np.empty(skips.shape[0] * pool.place.shape[1], np.int64)
         places = places[: left_out(pool, skips, places)]
         shared = False
         if how.per_trigger:
-            pieces, scored = _read_lists(asked, chosen, pool, limits, how, room, request, places)
+            pieces, scored = _read_lists(asked, chosen, pool, filters, how, room, request, places)
         else:
             pieces = chosen.pointer[request + 1] - chosen.pointer[request]
-            scored = _read_leaves(asked, chosen, pool, limits, how, room, request, places)
+            scored = _read_leaves(asked, chosen, pool, filters, how, room, request, places)
             shared = how.share > 0
         if shared:
             _shares(chosen, pool, how, room, request)
@@ -266,3 +275,4 @@ def score(asked: A, chosen: A, pool: A, limits: A, how: A, room: A, found: A) ->
                 break
             wanted *= 4
         found.scored[request] = scored
+    return 0

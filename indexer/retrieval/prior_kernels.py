@@ -56,8 +56,11 @@ def priors(pool: A, how: A, at: A, begin: int, count: int, out: A) -> None:
             out[i] = weight * log1p(heat * _kept(how.landmark, when, how.half_life_ms))
     elif how.engagement_weight:
         factor = _kept(how.landmark, how.now_ms, how.half_life_ms)
-        for i in range(count):
-            out[i] = weight * log1p(pool.heat[at[begin + i]] * factor)
+        members, some = at[begin : begin + count], out[:count]
+        for i in range(members.shape[0]):
+            some[i] = pool.heat[members[i]]
+        for i in range(some.shape[0]):  # apart, as what is gathered from afar keeps a loop from being vectorised
+            some[i] = weight * log1p(some[i] * factor)
     if how.freshness_weight:
         for i in range(count):
             age = max(0.0, how.now_ms - pool.created_at[pool.ordinal[at[begin + i]]])

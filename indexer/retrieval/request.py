@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,9 +40,8 @@ class Request:
     seed: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Triggers:
-    """The triggers of Q requests, T in all.
+class Triggers(NamedTuple):
+    """The triggers of Q requests, T in all, as the kernels take them.
 
     Attributes:
         pointer: (Q+1,) where each request's triggers begin.
@@ -49,7 +49,6 @@ class Triggers:
         vectors: (T, F, d) float32.
         skip_pointer, skip: (Q+1,) and ordinals that each request's answer may not hold: its triggers, and what it
             excludes.
-        missing: ids of each request that are not live.
     """
 
     pointer: I64
@@ -57,18 +56,13 @@ class Triggers:
     vectors: F32
     skip_pointer: I64
     skip: I64
-    missing: list[list[str]]
 
 
-ANY_AGE = np.iinfo(np.int64).min
-"""No item is older."""
-
-
-class Limits(NamedTuple):
-    """What the answers of Q requests may hold, as the kernels take it.
+class Filters(NamedTuple):
+    """What members must be like to be results of Q requests, as the kernels take it.
 
     Attributes:
-        active: (Q,) bool, whether anything is asked of items at all.
+        active: (Q,) bool, whether a request has any filter.
         born_after: (Q,) epoch milliseconds; what was created earlier is passed over.
         pointer: (Q+1,) where each request's begin in ``allowed``.
         allowed: by number of a set of labels, see :class:`indexer.labels.LabelTable`; none where all may be.
@@ -80,22 +74,27 @@ class Limits(NamedTuple):
     allowed: Allowed
 
     @classmethod
-    def none(cls, requests: int) -> Limits:
-        """Anything may be in the answers."""
-        nothing = np.zeros(requests + 1, np.int64)
-        return cls(np.zeros(requests, np.bool_), nothing, nothing, np.empty(0, np.bool_))
-
-    @classmethod
-    def of(cls, born_after: I64, allowed: Sequence[Allowed]) -> Limits:
-        """Of each request its own."""
+    def of(cls, requests: Sequence[Request], now_ms: int, decide: Callable[[Filter], Allowed]) -> Filters:
+        """Those of requests asked at a time; ``decide`` tells which sets of labels pass a filter."""
+        ages = [request.max_age_s for request in requests]
+        unfiltered = ages.count(None) == len(ages) and not any(request.only for request in requests)
+        if unfiltered and len(requests) <= len(_EVERY.active):
+            return _EVERY
+        allowed = [decide(request.only) if request.only else np.empty(0, np.bool_) for request in requests]
         counts = np.array([len(each) for each in allowed], np.int64)
+        young = np.array([age is not None for age in ages], np.bool_)
+        born_after = np.array([_ANY if age is None else now_ms - int(age * 1_000) for age in ages], np.int64)
         pointer = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls((born_after > ANY_AGE) | (counts > 0), born_after, pointer, np.concatenate(allowed))
+        return cls(young | (counts > 0), born_after, pointer, np.concatenate(allowed))
 
 
-@dataclass(frozen=True, slots=True)
-class Centroids:
-    """Leaves of all facets.
+_ANY = np.iinfo(np.int64).min
+_EVERY = Filters(np.zeros(64, np.bool_), np.zeros(64, np.int64), np.zeros(65, np.int64), np.empty(0, np.bool_))
+"""What most requests ask for; made once."""
+
+
+class Centroids(NamedTuple):
+    """Leaves of all facets, as the kernels take them.
 
     Attributes:
         leaf: (m,) ids, facet by facet.
@@ -120,6 +119,7 @@ class Centroids:
         )
 
     @classmethod
+    @cache
     def none(cls, facets: int) -> Centroids:
         """No leaves at all."""
         nothing = np.empty(0, np.int64)

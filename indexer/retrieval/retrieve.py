@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import ANY_AGE, Limits, Request, Triggers
+from indexer.retrieval.request import Filters, Request, Triggers
 from indexer.retrieval.select import Selected
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
@@ -159,16 +159,16 @@ def fan_out_request(
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers = _trace(reader, requests)
-        centroids = reader.centroids() if config.probes or (triggers.leaves < 0).any() else None
+        triggers, missing = _trace(reader, requests)
+        given = any(request.vectors is not None for request in requests)  # these may have no leaf
+        centroids = reader.centroids() if config.probes or given else None
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
         served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
-        if skip is not triggers.skip:
-            triggers = replace(triggers, skip=skip)
-        limits = _limits(reader, requests, now_ms)
-        found = engine.score(triggers, chosen, served, limits, config, now_ms, reader.meta.half_lives_s)
+        filters = Filters.of(requests, now_ms, reader.allowed)
+        triggers = triggers._replace(skip=skip)
+        found = engine.score(triggers, chosen, served, filters, config, now_ms, reader.meta.half_lives_s)
     elapsed_ms = (time.perf_counter() - began) * 1_000
-    return _Answered(chosen, found, triggers.missing, elapsed_ms / len(requests))
+    return _Answered(chosen, found, missing, elapsed_ms / len(requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class _Answered:
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
         begin, end = chosen.pointer[at : at + 2].tolist()
-        count = int(found.count[at])
+        count = int(found.counts[at])
         return Candidates(
             found.ordinal[at, :count],
             found.score[at, :count],
@@ -223,28 +223,18 @@ class Answers(Sequence[Candidates]):
         return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
 
 
-def _trace(reader: IndexReader, requests: Sequence[Request]) -> Triggers:
-    """Triggers of all requests: the indexed ones first, then those given as vectors."""
+def _trace(reader: IndexReader, requests: Sequence[Request]) -> tuple[Triggers, list[list[str]]]:
+    """Triggers of all requests, the indexed ones first, then those given as vectors; and each one's missing ids."""
     ends = _pointers([request.item_ids for request in requests])
     located = reader.locate([item_id for request in requests for item_id in request.item_ids])
     if not located.missing and not any(request.exclude or request.vectors is not None for request in requests):
-        nothing: list[list[str]] = [[] for _ in requests]
-        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals, nothing)
+        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals), [[] for _ in requests]
     each = [_traced(reader, request) for request in requests]
     leaves, vectors, skips, missing = (list(column) for column in zip(*each, strict=True))
-    return Triggers(
-        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips),
-        missing,
-    )  # fmt: skip
-
-
-def _limits(reader: IndexReader, requests: Sequence[Request], now_ms: int) -> Limits:
-    if all(request.max_age_s is None and not request.only for request in requests):
-        return Limits.none(len(requests))
-    allowed = [reader.allowed(request.only) if request.only else np.empty(0, np.bool_) for request in requests]
-    ages = [request.max_age_s for request in requests]
-    born_after = [ANY_AGE if age is None else now_ms - int(age * 1_000) for age in ages]
-    return Limits.of(np.array(born_after, np.int64), allowed)
+    triggers = Triggers(
+        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips)
+    )
+    return triggers, missing
 
 
 def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:

@@ -25,12 +25,12 @@ _USUAL = 64
 
 
 @njit(cache=True, nogil=True)
-def passes(pool: A, limits: A, request: int, position: int) -> bool:
-    """Whether a member may be a result of this request, as far as the limits go; by arrays over items."""
-    ordinal, first = pool.ordinal[position], limits.pointer[request]
-    if limits.pointer[request + 1] > first and not limits.allowed[first + pool.labels[ordinal]]:
+def passes(pool: A, filters: A, request: int, position: int) -> A:
+    """Whether a member may be a result of this request, as far as the filters go; by arrays over items."""
+    ordinal, first = pool.ordinal[position], filters.pointer[request]
+    if filters.pointer[request + 1] > first and not filters.allowed[first + pool.labels[ordinal]]:
         return False
-    return pool.created_at[ordinal] >= limits.born_after[request]
+    return pool.created_at[ordinal] >= filters.born_after[request]
 
 
 @njit(cache=True, nogil=True)
@@ -62,13 +62,13 @@ def left_out(pool: A, ordinals: A, out: A) -> int:
 
 
 @njit(cache=True, nogil=True)
-def read(pool: A, limits: A, request: int, row: int, limit: int, skips: A, at: A, base: int) -> int:
+def read(pool: A, filters: A, request: int, row: int, limit: int, skips: A, at: A, base: int) -> int:
     """Positions of the first ``limit`` members of a leaf that may be results, from ``at[base]`` on; returns how many.
 
     ``skips`` is what :func:`left_out` gave.
     """
     begin, length, ordered = pool.start[row], pool.length[row], pool.ordered[row]
-    mine, checked, count = np.int64(row) << 32, limits.active[request], 0
+    mine, checked, count = np.int64(row) << 32, filters.active[request], 0
     following = np.searchsorted(skips, mine)
     for place in range(length - 1, ordered - 1, -1):  # came since the leaf was sorted, the newest first
         if count == limit:
@@ -78,7 +78,7 @@ def read(pool: A, limits: A, request: int, row: int, limit: int, skips: A, at: A
             skip += 1
         if skip < skips.shape[0] and skips[skip] == mine + place:
             continue
-        if not checked or passes(pool, limits, request, begin + place):
+        if not checked or passes(pool, filters, request, begin + place):
             at[base + count] = begin + place
             count += 1
     place = 0
@@ -89,7 +89,7 @@ def read(pool: A, limits: A, request: int, row: int, limit: int, skips: A, at: A
             following += 1
         if checked:
             for position in range(begin + place, begin + end):
-                if count < limit and passes(pool, limits, request, position):
+                if count < limit and passes(pool, filters, request, position):
                     at[base + count] = position
                     count += 1
         else:
@@ -133,8 +133,8 @@ def _compare(bits: A, at: A, begin: int, count: int, query: A, dim: int, scores:
 def similarities(bits: A, at: A, begin: int, count: int, query: A, scores: A, to: int, first: bool) -> None:
     """Dot products of members with a query, or the greater of these and what is there, from ``scores[to]`` on.
 
-    The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are overwritten.
-    However the members are grouped, one has the same score: every reader of an index gives the same answer.
+    The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are
+    overwritten. However the members are grouped, one has the same score, and every reader of an index the same answer.
     """
     if bits.shape[1] == _USUAL:
         _compare(bits, at, begin, count, query, _USUAL, scores, to, first)

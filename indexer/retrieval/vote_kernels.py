@@ -84,15 +84,15 @@ def _nearest(close: A, leaf: A, begin: int, end: int, other_than: int, wanted: i
 
 
 @njit(cache=True, nogil=True)
-def _vote(asked: A, table: A, request: int, probes: int, close: A, near: A, votes: A) -> int:
-    """Votes of a request's triggers, as ``facet, leaf, trigger, whether it is whole`` in one number; how many."""
-    first, last, facets, count = asked.pointer[request], asked.pointer[request + 1], asked.leaves.shape[1], 0
+def _vote(first: int, last: int, leaves: A, vectors: A, table: A, probes: int, close: A, near: A, votes: A) -> int:
+    """Votes of one request's triggers, as ``facet, leaf, trigger, whether it is whole`` in one number; how many."""
+    facets, count = leaves.shape[1], 0
     for facet in range(facets):
         begin, end = table.pointer[facet], table.pointer[facet + 1]
         if end > begin:
-            _closeness(asked.vectors[first:last], facet, table.columns, table.norm, begin, end, close)
+            _closeness(vectors[first:last], facet, table.columns, table.norm, begin, end, close)
         for trigger in range(first, last):
-            mine = asked.leaves[trigger, facet]
+            mine = leaves[trigger, facet]
             wanted = min(probes + (mine < 0), end - begin - (mine >= 0))
             have = 0
             if wanted > 0:
@@ -108,30 +108,30 @@ def _vote(asked: A, table: A, request: int, probes: int, close: A, near: A, vote
 
 
 @njit(cache=True, nogil=True)
-def choose(asked: A, table: A, gumbel: A, probes: int, k: int, chosen: A) -> None:
+def choose(pointer: A, leaves: A, vectors: A, table: A, gumbel: A, probes: int, k: int, chosen: A) -> None:
     """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
 
     Args:
-        asked: pointer (Q+1,), leaves (T, F), vectors (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
-        table: leaf, pointer, columns, norm of :class:`indexer.retrieval.request.Centroids`; without leaves where no
-            nearest ones are needed.
+        pointer, leaves, vectors: (Q+1,), (T, F), (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
+        table: :class:`indexer.retrieval.request.Centroids`, without leaves where no nearest ones are needed.
         gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
         probes: further leaves each trigger votes for with half a vote, nearest first.
         k: leaves of a request.
         chosen: :class:`indexer.retrieval.engine.Chosen` with room for all votes.
     """
-    facets, widest, most = asked.leaves.shape[1], 0, 0
+    facets, widest, most = leaves.shape[1], 0, 0
     for facet in range(facets):
         widest = max(widest, table.pointer[facet + 1] - table.pointer[facet])
-    for request in range(asked.pointer.shape[0] - 1):
-        most = max(most, asked.pointer[request + 1] - asked.pointer[request])
+    for request in range(pointer.shape[0] - 1):
+        most = max(most, pointer[request + 1] - pointer[request])
     close, near = np.empty((most, widest), np.float32), np.empty(min(probes + 1, widest), np.int64)
     room = np.empty(most * facets * (1 + min(probes, widest)), np.int64)
     starts, weight = np.empty(room.shape[0] + 1, np.int64), np.empty(room.shape[0], np.float64)
     chosen_so_far, voters_so_far = 0, 0
     chosen.pointer[0] = chosen.voter_pointer[0] = 0
-    for request in range(asked.pointer.shape[0] - 1):
-        votes = room[: _vote(asked, table, request, probes, close, near, room)]
+    for request in range(pointer.shape[0] - 1):
+        first, last = pointer[request], pointer[request + 1]
+        votes = room[: _vote(first, last, leaves, vectors, table, probes, close, near, room)]
         votes.sort()
         slots = 0
         for at in range(votes.shape[0]):

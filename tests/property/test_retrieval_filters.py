@@ -123,6 +123,49 @@ def test_an_answer_is_what_its_definition_says(
         assert same(found, retrieve_many(StoreReader(index.store), [request], chosen, NOW_MS)[0])
 
 
+def lists_by_definition(
+    view: object, found: Candidates, wanted: np.ndarray, skip: set[int], config: RetrievalConfig
+) -> dict[int, float]:
+    """Ordinal -> score: of each trigger and facet the best of the leaves it voted for, of their union the best k."""
+    lists: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    for facet, leaf, voters in zip(
+        found.selected.facet.tolist(), found.selected.leaf.tolist(), found.selected.voters, strict=True
+    ):
+        scanned = ViewReader(view).members(facet, leaf, 10**6)
+        scanned = np.array([at for at in scanned.tolist() if at not in skip][: config.scan], np.int64)
+        worth = prior(ViewReader(view), scanned, config, NOW_MS)
+        for voter in voters.tolist():
+            similarity = view.vectors(scanned, facet).astype(np.float32) @ wanted[voter, facet]
+            scores = config.similarity_weight * similarity + worth
+            lists.setdefault((voter, facet), []).extend(zip((-scores).tolist(), scanned.tolist(), strict=True))
+    best: dict[int, float] = {}
+    for each in lists.values():
+        for score, ordinal in sorted(each)[: config.per_trigger]:
+            best[ordinal] = max(best.get(ordinal, -np.inf), -score)
+    return dict(sorted(best.items(), key=lambda one: (-one[1], one[0]))[: config.k])
+
+
+@given(
+    seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=60, unique=True),
+    triggers=TRIGGERS,
+    chosen=CONFIGS,
+    most=st.sampled_from([1, 2, 7, 1_000]),
+)
+def test_a_trigger_gives_no_more_in_a_facet_than_it_may(
+    seeds: list[int], triggers: list[str], chosen: RetrievalConfig, most: int
+) -> None:
+    chosen = chosen.model_copy(update={"vote_share": 0.0, "per_trigger": most})
+    with an_index(seeds) as index:
+        reader = ViewReader(index.view)
+        found = retrieve(reader, triggers, chosen, NOW_MS, 7)
+        own = reader.locate(triggers)
+        expected = lists_by_definition(index.view, found, own.vectors, set(own.ordinals.tolist()), chosen)
+        assert len(found.ordinals) == len(expected)
+        np.testing.assert_allclose(found.scores, list(expected.values()), atol=2e-5)
+        for ordinal, score in zip(found.ordinals.tolist(), found.scores.tolist(), strict=True):
+            assert expected.get(ordinal, score) == pytest.approx(score, abs=2e-5)
+
+
 @given(
     seeds=SEEDS,
     asked=st.lists(st.tuples(TRIGGERS, st.integers(0, 9)), max_size=70),

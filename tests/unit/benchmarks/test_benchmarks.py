@@ -88,3 +88,41 @@ def test_a_result_compares_medians_and_states_goals():
     assert document["measures"][0] == {"name": "fast", "unit": "/s", "median": 20, "runs": [10, 30, 20]}
     assert document["goals"] == [{"name": "fast", "value": 20, "goal": "at least 25", "met": False}]
     assert document["skipped"] == [{"name": "the rest", "reason": "no time"}]
+
+
+def test_multi_ann_is_compared_on_a_tiny_load():
+    pytest.importorskip("faiss")
+    pytest.importorskip("hnswlib")
+    small = ["--size", "1500", "--repeats", "1", "--requests", "12", "--in-process", "--json"]
+    command = [sys.executable, "-m", "benchmarks.ann", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    recalls = [each["median"] for each in document["measures"] if each["name"].startswith("recall, ours")]
+    assert all(0 <= recall <= 1 for recall in recalls)
+    assert set(document["details"]["curves"]) == {"1", "2"}
+
+
+def test_rates_at_a_recall_lie_between_those_of_two_settings():
+    pytest.importorskip("faiss")
+    from benchmarks.ann import at_recall  # needs the extra
+
+    curve = [(0.5, 400.0), (0.9, 100.0)]
+    assert at_recall(curve, 0.5) == pytest.approx(400)
+    assert at_recall(curve, 0.7) == pytest.approx(200)
+    assert at_recall(curve, 0.2) == 400
+    assert at_recall(curve, 0.95) != at_recall(curve, 0.95)
+
+
+def test_an_advantage_counts_only_settings_that_find_no_less():
+    pytest.importorskip("faiss")
+    from benchmarks.task_ann import advantage  # needs the extra
+
+    systems = {
+        "ours, a @100": {"recall": 0.1, "per_second": [900.0]},
+        "ours, b @100": {"recall": 0.3, "per_second": [300.0]},
+        "peer, x @100": {"recall": 0.2, "per_second": [100.0]},
+        "peer, x @500": {"recall": 0.9, "per_second": [9.0]},
+    }
+    assert advantage(systems, "peer", 100) == pytest.approx(3)
