@@ -132,7 +132,7 @@ def advantage(systems: dict[str, Any], peer: str, cut: int) -> float:
         for name, one in systems.items()
         if name.startswith(task_runs.OURS) and name.endswith(f"@{cut}") and one["recall"] >= wanted
     ]
-    return max(ours, default=0.0) / max(median(one["per_second"]) for one in theirs)
+    return float(max(ours, default=0.0) / max(median(one["per_second"]) for one in theirs))
 
 
 if __name__ == "__main__":
