@@ -41,7 +41,7 @@ def announce(pool: A, row: int, limit: int) -> None:
 
 @njit(cache=True, nogil=True)
 def left_out(pool: A, ordinals: A, out: A) -> int:
-    """Where in their leaves the items stand that no answer may hold: ``row << 32 | place``, ascending; how many."""
+    """Where in their leaves the items stand that no answer may hold: ``row << 32 | place``, ascending, distinct; how many."""
     count, facets = 0, pool.place.shape[1]
     known = min(pool.leaf.shape[0], pool.place.shape[0])
     for ordinal in ordinals:
@@ -55,7 +55,12 @@ def left_out(pool: A, ordinals: A, out: A) -> int:
                 out[count] = (row << 32) | place
                 count += 1
     out[:count].sort()
-    return count
+    distinct = 0
+    for i in range(count):
+        if i == 0 or out[i] != out[distinct - 1]:
+            out[distinct] = out[i]
+            distinct += 1
+    return distinct
 
 
 @njit(cache=True, nogil=True)
