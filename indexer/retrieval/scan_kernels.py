@@ -41,7 +41,7 @@ def announce(pool: A, row: int, limit: int) -> None:
 
 @njit(cache=True, nogil=True)
 def left_out(pool: A, ordinals: A, out: A) -> int:
-    """Where in their leaves the items stand that no answer may hold: ``row << 32 | place``, ascending, distinct; how many."""
+    """Places of the items that no answer may hold: ``row << 32 | place``, ascending and distinct; returns how many."""
     count, facets = 0, pool.place.shape[1]
     known = min(pool.leaf.shape[0], pool.place.shape[0])
     for ordinal in ordinals:
