@@ -47,7 +47,7 @@ _CONFIG: Final[dict[str, Any]] = {
 }
 OURS: Final = {
     f"{probes} probes, first {scan}": {"probes": probes, "indices": 15 * (probes + 1), "scan": scan, "vote_share": 0.0}
-    for probes, scan in ((0, 10), (0, 20), (0, 60), (1, 10), (1, 20), (3, 10), (3, 20), (3, 60))
+    for probes, scan in ((0, 5), (0, 10), (0, 20), (0, 60), (1, 10), (1, 20), (3, 10), (3, 20), (3, 60))
 }
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 

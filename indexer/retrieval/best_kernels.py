@@ -141,7 +141,7 @@ def best(scores: A, begin: int, end: int, need: int, ordinal: A, at: A, keys: A,
         for i in range(begin, end):
             picked[i - begin] = i
         return end - begin, np.uint64(0)
-    least = floor_of(scores[begin:end], need, need // 4 + _FEW)
+    least = floor_of(scores[begin:end], need, 0)  # counting on costs less than picking out of some more
     n = reach(scores, begin, end, least, picked, 0)
     if n <= need:
         return n, np.uint64(0)

@@ -14,6 +14,8 @@ from numba import njit
 from indexer.half import prefetch, widen
 
 A = Any
+_LINE = 64
+"""Bytes that come from memory at once."""
 _AHEAD = 64
 """Members of the next leaf that are asked for before this one is read; the hardware follows from there."""
 _AHEAD_ROWS = 64
@@ -35,16 +37,20 @@ def passes(pool: A, filters: A, request: int, position: int) -> A:
 
 @njit(cache=True, nogil=True)
 def announce(pool: A, row: int, limit: int) -> None:
-    """Ask for the members that will be read next."""
-    line, width = 64, pool.bits.shape[1] * 2
+    """Ask for the members that will be read next: embeddings, ordinals, heats."""
+    width = pool.bits.shape[1] * 2
     begin, end = pool.start[row], pool.start[row] + min(pool.length[row], limit, _AHEAD)
-    for address in range(pool.bits.ctypes.data + begin * width, pool.bits.ctypes.data + end * width, line):
+    for address in range(pool.ordinal.ctypes.data + begin * 4, pool.ordinal.ctypes.data + end * 4, _LINE):
+        prefetch(address)
+    for address in range(pool.heat.ctypes.data + begin * 4, pool.heat.ctypes.data + end * 4, _LINE):
+        prefetch(address)
+    for address in range(pool.bits.ctypes.data + begin * width, pool.bits.ctypes.data + end * width, _LINE):
         prefetch(address)
 
 
 @njit(cache=True, nogil=True)
 def left_out(pool: A, ordinals: A, out: A) -> int:
-    """Where in their leaves the items stand that no answer may hold: ``row << 32 | place``, ascending; how many."""
+    """Places of the items that no answer may hold: ``row << 32 | place``, ascending and distinct; returns how many."""
     count, facets = 0, pool.place.shape[1]
     known = min(pool.leaf.shape[0], pool.place.shape[0])
     for ordinal in ordinals:
@@ -58,7 +64,12 @@ def left_out(pool: A, ordinals: A, out: A) -> int:
                 out[count] = (row << 32) | place
                 count += 1
     out[:count].sort()
-    return count
+    distinct = 0
+    for i in range(count):
+        if i == 0 or out[i] != out[distinct - 1]:
+            out[distinct] = out[i]
+            distinct += 1
+    return distinct
 
 
 @njit(cache=True, nogil=True)
@@ -108,7 +119,7 @@ def _compare(bits: A, at: A, begin: int, count: int, query: A, dim: int, scores:
     for i in range(0, count, _ROWS):
         for ahead in range(i + _AHEAD_ROWS, min(i + _AHEAD_ROWS + _ROWS, count)):
             row = memory + np.int64(at[begin + ahead]) * width
-            for line in range(0, width, 64):
+            for line in range(0, width, _LINE):
                 prefetch(row + line)
         a = np.int64(at[begin + i])
         b = np.int64(at[min(begin + i + 1, last)])

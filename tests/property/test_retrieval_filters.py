@@ -238,6 +238,13 @@ def test_the_leaves_chosen_are_those_of_the_plain_selection(
         assert [each.tolist() for each in found.voters] == [each.tolist() for each in expected.voters]
 
 
+def test_a_trigger_that_is_named_twice_counts_once(tmp_path: Path) -> None:
+    with open_index(tmp_path / "store") as index:
+        fill(index, [5] * 3)
+        found = retrieve(ViewReader(index.view), ["i0", "i0"], RetrievalConfig(probes=0), NOW_MS)
+        assert sorted(found.ordinals.tolist()) == [1, 2]
+
+
 def test_exclusions_do_not_cost_places_among_the_results(tmp_path: Path) -> None:
     with open_index(tmp_path / "store", ALWAYS_ORDERED) as index:
         fill(index, [5] * 20)
