@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from benchmarks import multi_ann
 from benchmarks.apart import Answer, settle_heap
 from benchmarks.clustered import build, embeddings
 from benchmarks.multi_ann import MultiAnn
 from benchmarks.report import alternating
+from indexer.compiling import njit
 from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many

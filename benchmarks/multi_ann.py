@@ -11,7 +11,8 @@ import faiss
 import hnswlib
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from indexer.compiling import njit
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from indexer.compiling import njit
 from indexer.half import widen
 
 A = Any

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from indexer.compiling import njit
 from indexer.half import as_bits, as_float
 
 A = Any

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from indexer.compiling import njit
 from indexer.retrieval.best_kernels import (
     best,
     find,

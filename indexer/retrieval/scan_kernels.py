@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from indexer.compiling import njit
 from indexer.half import prefetch, widen
 
 A = Any
