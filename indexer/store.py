@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -344,6 +345,17 @@ class Store:
         except ValidationError as error:
             raise StoreCorruptError(f"the totals of {self.path} do not decode: {error}") from error
 
+    def begin_history(self) -> None:
+        """What follows may number things otherwise than what followed in the store that this is a copy of.
+
+        Raises:
+            StoreError: if the disk refuses.
+        """
+        write = self.batch()
+        write.totals(self.totals().model_copy(update={"history": secrets.token_hex(8)}))
+        self.write(write)
+        self.sync()
+
     def labels(self) -> LabelTable:
         """Sets of labels by number."""
         return table_of((keys.u32(key, "labels"), value) for key, value in self.scan("labels"))
@@ -394,7 +406,7 @@ def _describe(store: Store, meta: StoreMeta) -> Store:
     """Make an empty RocksDB directory a store; it is closed if that fails."""
     batch = store.batch()
     batch.put("meta", b"store", meta.model_dump_json().encode())
-    batch.totals(Totals(next_leaf=[0] * meta.facets))
+    batch.totals(Totals(next_leaf=[0] * meta.facets, history=secrets.token_hex(8)))
     try:
         store.write(batch)
         store.sync()

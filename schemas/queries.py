@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.errors import UsageError
 from schemas.events import ItemContent
 
-Names = list[Annotated[str, Field(min_length=1)]]
+MOST_TRIGGERS: Final = 1_000
+"""Of each kind in one question: requests share the index with the writer."""
+MOST_NAMES: Final = 20_000
+_Name = Annotated[str, Field(min_length=1)]
+Triggers = Annotated[list[_Name], Field(max_length=MOST_TRIGGERS)]
+Names = Annotated[list[_Name], Field(max_length=MOST_NAMES)]
 
 
 class Question(BaseModel):
@@ -27,14 +32,14 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    items: Names = []
-    contents: list[ItemContent] = []
+    items: Triggers = []
+    contents: Annotated[list[ItemContent], Field(max_length=MOST_TRIGGERS)] = []
     k: int | None = None
     indices: int | None = None
     selection: Literal["top", "multinomial"] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     exclude: Names = []
-    max_age_s: Annotated[float, Field(ge=0)] | None = None
+    max_age_s: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)] | None = None
     categories: Names = []
     not_categories: Names = []
     languages: Names = []
@@ -42,7 +47,10 @@ class Question(BaseModel):
     @model_validator(mode="after")
     def _has_a_trigger(self) -> Self:
         if not self.items and not self.contents:
-            raise ValueError('give at least one trigger: {"items": ["ID", ...]} or {"contents": [{"title": ...}]}')
+            raise ValueError(
+                'give at least one trigger: an item in the index (--item ID; over HTTP {"items": ["ID"]}), or the '
+                'content of one (--content JSON; {"contents": [{"title": ...}]})'
+            )
         return self
 
 

@@ -43,6 +43,7 @@ class SnapshotInfo(BaseModel):
         shard: its number.
         full: name of the full snapshot this is, or that this delta belongs to and to no other.
         sequence: 0 of a full, then ascending.
+        history: of the store, see :class:`schemas.store.Totals`.
         offsets: partition name -> next offset, exactly those of the live view it was taken from.
         ordinals: ordinals below it are taken.
         labels: numbers of sets of labels below it are.
@@ -62,6 +63,7 @@ class SnapshotInfo(BaseModel):
     shard: int = Field(ge=0)
     full: FullName
     sequence: int = Field(ge=0)
+    history: str
     offsets: dict[str, int]
     ordinals: int = Field(ge=0)
     labels: int = Field(ge=1)

@@ -37,6 +37,8 @@ class Totals(BaseModel):
     """Running totals, rewritten in every batch together with the data they count.
 
     Attributes:
+        history: drawn when the store is made, and anew when it is restored: two stores with the same one number
+            ordinals, leaves and labels alike.
         next_ordinal: ordinals below it are taken; an ordinal stays with its item id for ever.
         next_leaf: per facet, leaf ids below it are taken; a leaf id is never used again.
         journal_seq: entries written to the journal so far.
@@ -55,6 +57,7 @@ class Totals(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    history: str = ""
     next_ordinal: int = 0
     next_leaf: list[int]
     journal_seq: int = 0

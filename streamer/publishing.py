@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import structlog
@@ -14,7 +15,7 @@ from indexer.index import Index
 from indexer.snapshots import Publisher, SnapshotFollower, list_, target_at
 from indexer.store import now_ms
 from schemas.config import Config
-from schemas.errors import FacetstreamError
+from schemas.errors import FacetstreamError, StoreError
 from schemas.snapshot import SnapshotInfo
 from streamer.metrics import Metrics
 from streamer.shards import Shard
@@ -118,7 +119,11 @@ class Publishing:
                 return found
             config = self._config
             publisher = Publisher(
-                index.view, shard.number, target_at(url_of(config)), config.snapshots.keep, lambda: shard.owned
+                index.view,
+                shard.number,
+                target_at(url_of(config)),
+                config.snapshots.keep,
+                partial(_settle, shard, index),
             )
             self._shards[shard.number] = _Published(index, publisher)
             self._current_at[shard.number] = time.monotonic()
@@ -184,6 +189,13 @@ class Publishing:
         moved = pipeline.progress.moved - found.moved
         share = max(publisher.changed_share(), moved / max(1, view.totals.items_live * view.meta.facets))
         return share > config.full_after_share or (share > 0 and since > config.full_s)
+
+
+def _settle(shard: Shard, index: Index) -> None:
+    """Before readers are shown what the writer may not have synced yet, and another owner may publish beside us."""
+    if not shard.owned:
+        raise StoreError(f"shard {shard.number} may be another process's now: nothing is published")
+    index.store.sync()
 
 
 def url_of(config: Config) -> str:

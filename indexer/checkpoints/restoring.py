@@ -152,6 +152,7 @@ def _check(partial: Path, info: CheckpointInfo, target: CheckpointTarget) -> Non
     try:
         with Store.open(partial) as store:
             meta, offsets = store.meta(), store.offsets()
+            store.begin_history()
     except StoreCorruptError as error:
         raise _damaged(target, info, f"it does not open: {error}") from error
     if meta != info.store or offsets != info.offsets:

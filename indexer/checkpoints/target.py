@@ -54,9 +54,9 @@ class CheckpointTarget:
     def _doing(self, what: str, path: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:  # each of fsspec's file systems raises what its library does
+            if isinstance(error, FileNotFoundError) and what == "read":
+                raise
             raise StoreError(f"cannot {what} {path or '.'} in {self._what} {self.url}: {error}") from error
 
     def _at(self, path: str) -> str:

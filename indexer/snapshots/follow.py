@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import secrets
 import shutil
 import threading
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from indexer.snapshots import layout
 from indexer.snapshots.delta import Segment
 from indexer.snapshots.full import open_full
 from indexer.snapshots.reader import SnapshotReader
+from schemas.checkpoints import CheckpointFile
 from schemas.errors import NotFoundError, StoreCorruptError
 from schemas.snapshot import SnapshotInfo, index_name
 from schemas.store import StoreMeta
@@ -23,7 +26,6 @@ log = structlog.get_logger(__name__)
 
 _TRIES: Final = 5
 """How often a reader begins again with what is current, because a publisher replaced what it was about to read."""
-_CHUNK: Final = 1 << 20
 
 
 class SnapshotFollower:
@@ -41,7 +43,8 @@ class SnapshotFollower:
 
     Args:
         url: where snapshots are published: a directory or an fsspec URL.
-        cache: where files of another machine are kept meanwhile; needed unless ``url`` is a directory.
+        cache: where files of another machine are kept meanwhile, one follower's alone; needed unless ``url`` is a
+            directory.
         verify: compare files with their checksums before they are used (about a second for two gigabytes).
 
     Attributes:
@@ -76,6 +79,13 @@ class SnapshotFollower:
                 changed |= anew
                 if reader is not None:
                     found[shard] = reader
+                else:
+                    log.warning("snapshot_of_shard_missing", index=index, shard=shard, target=str(self._target))
+            if not found:
+                raise StoreCorruptError(
+                    f"{self._target} names index {index}, but no shard of it has a full snapshot; publish it "
+                    "(`facetstream snapshot full`)"
+                )
             if found != dict(self.readers):
                 self._index, self.readers = index, found
                 self._forget()
@@ -106,7 +116,10 @@ class SnapshotFollower:
                 log.debug("snapshot_replaced_while_opening", folder=folder, full=full, attempt=attempt)
                 continue
             return opened, True
-        raise StoreCorruptError(f"files of the current snapshot in {folder} of {self._target} are missing")
+        raise StoreCorruptError(
+            f"files of the current snapshot in {folder} of {self._target} are missing; publish the shard in full again "
+            "(`facetstream snapshot full`)"
+        )
 
     def _open(self, folder: str, full: str) -> SnapshotReader:
         info, _ = layout.read_pair(self._target, folder, full)
@@ -136,27 +149,37 @@ class SnapshotFollower:
         """A file of a full snapshot on this machine, checked."""
         path, wanted = f"{info.folder}/{info.full}/{name}", info.files[name]
         here = self._target.local(path)
-        digest, size = hashlib.sha256(), 0
-        if here is None:
-            if self._cache is None:
-                raise StoreCorruptError(
-                    f"snapshots {self._target} are on another machine; name a directory to cache in"
-                )
-            here = self._cache / path
-            here.parent.mkdir(parents=True, exist_ok=True)
-            with here.open("wb") as out:
+        if here is not None:
+            self._check(here, path, wanted, verify=self._verify)
+            return here
+        if self._cache is None:
+            raise StoreCorruptError(f"snapshots {self._target} are on another machine; name a directory to cache in")
+        here = self._cache / path
+        with contextlib.suppress(OSError, StoreCorruptError):  # fetched before, by us or by another process
+            self._check(here, path, wanted, verify=True)
+            return here
+        here.parent.mkdir(parents=True, exist_ok=True)
+        aside = here.with_name(f".{name}.{secrets.token_hex(4)}")
+        try:
+            with aside.open("wb") as out:
                 for chunk in self._target.chunks(path):
-                    digest.update(chunk)
-                    size += out.write(chunk)
-        elif self._verify:
-            with here.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
-            size = here.stat().st_size
-        else:
-            size = here.stat().st_size
-        if size != wanted.size or (self._verify and digest.hexdigest() != wanted.sha256):
-            raise StoreCorruptError(f"{path} in snapshots {self._target} was altered: {size} bytes")
+                    out.write(chunk)
+            self._check(aside, path, wanted, verify=self._verify)
+            aside.replace(here)  # never written in place: others may have mapped what is there
+        finally:
+            aside.unlink(missing_ok=True)
         return here
+
+    def _check(self, here: Path, path: str, wanted: CheckpointFile, *, verify: bool) -> None:
+        size, same = here.stat().st_size, True
+        if verify and size == wanted.size:
+            with here.open("rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == wanted.sha256
+        if size != wanted.size or not same:
+            raise StoreCorruptError(
+                f"{path} in snapshots {self._target} was altered: {size} bytes, {wanted.size} were written; publish "
+                "the shard in full again (`facetstream snapshot full`)"
+            )
 
     def _forget(self) -> None:
         """Remove cached snapshots that are not in use; requests that still read them hold memory maps."""

@@ -30,8 +30,9 @@ COUNTERS: Final = ("epochs", "decayed", "last_at")
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Where a view stands: partition name -> next offset, and counts as in the manifest."""
+    """Where a view stands: as in the manifest."""
 
+    history: str
     offsets: dict[str, int]
     ordinals: int
     labels: int
@@ -44,6 +45,7 @@ class At:
     def of(cls, info: SnapshotInfo) -> At:
         """Where the view stood that a manifest is of."""
         return cls(
+            info.history,
             dict(info.offsets),
             info.ordinals,
             info.labels,
@@ -58,6 +60,7 @@ class At:
         """As fields of the manifest."""
         order = ListOrder(window=self.order.window, creation=self.order.creation, slack=self.order.slack)
         return {
+            "history": self.history,
             "offsets": self.offsets,
             "ordinals": self.ordinals,
             "labels": self.labels,
@@ -72,6 +75,7 @@ def at(view: LiveView) -> At:
     """Where the view stands."""
     totals = view.totals
     return At(
+        view.totals.history,
         dict(view.positions),
         totals.next_ordinal,
         len(view.labels),

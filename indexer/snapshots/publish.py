@@ -56,7 +56,8 @@ class Publisher:
         shard: its number.
         target: where to.
         keep: full snapshots kept, with their deltas.
-        may_publish: asked before readers are shown anything: whether the shard is still ours.
+        before_showing: called before readers are shown anything: makes what was taken durable in the store, and raises
+            where the shard is another's by now.
 
     Attributes:
         held_s: for how long the writer was kept out at once, last time.
@@ -68,10 +69,10 @@ class Publisher:
         shard: int,
         target: CheckpointTarget,
         keep: int,
-        may_publish: Callable[[], bool] = lambda: True,
+        before_showing: Callable[[], None] = lambda: None,
     ) -> None:
         self.held_s = 0.0
-        self._may_publish = may_publish
+        self._before_showing = before_showing
         self._view = view
         self._shard = shard
         self._target = target
@@ -137,6 +138,11 @@ class Publisher:
         with self._lock:
             if self._now is None:
                 return None
+            now = self._now.info
+            if layout.current_full(self._target, now.folder) != now.full:
+                self._unwatch(self._now.changes)
+                self._now = None
+                raise StoreError(f"{self._target} has lost {now.folder}/{now.full}: the next is published in full")
             info = self._delta(self._now)
             if not self._announced:  # it goes on from another process's full snapshot
                 self._announce(self._now.info)
@@ -223,7 +229,7 @@ class Publisher:
         rows = len(segment.ordinals) + len(segment.counted)
         written = Written(after, first, rows, f"delta-{after:08d}-{period:08d}.npz")
         folder = f"{to.info.folder}/{to.info.full}"
-        self._check_owned()
+        self._before_showing()
         self._target.write(f"{folder}/{written.name}", data)
         present = {} if to.delta is None else to.delta.files
         kept = to.segments[:keep]
@@ -237,11 +243,6 @@ class Publisher:
         self._sweep(to)
         return info
 
-    def _check_owned(self) -> None:
-        """Raise rather than publish beside another owner, who may have come while this took its time."""
-        if not self._may_publish():
-            raise StoreError(f"shard {self._shard} may be another process's now: nothing is published")
-
     def _sweep(self, to: _Published) -> None:
         due = time.monotonic() - _LINGER_S
         for _, path in [row for row in to.replaced if row[0] < due]:
@@ -250,7 +251,7 @@ class Publisher:
 
     def _turn_to(self, published: _Published) -> None:
         """Make readers turn to a full snapshot."""
-        self._check_owned()
+        self._before_showing()
         before, self._now = self._now, None
         if before is not None:
             self._unwatch(before.changes)
@@ -263,7 +264,7 @@ class Publisher:
         """Make readers turn to this index version, once; another may take over later."""
         target = self._target
         before = layout.current_index(target)
-        if not self._announced and before != info.index:
+        if before is None or (not self._announced and before != info.index):
             has, needs = (set(_published(target, index)) for index in (info.index, before or info.index))
             if needs <= has:  # else whoever publishes the last of its shards does it
                 target.write(layout.POINTER, IndexPointer(index=info.index).model_dump_json().encode())

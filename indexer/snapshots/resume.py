@@ -31,11 +31,13 @@ def changed_since(view: LiveView, reader: SnapshotReader) -> tuple[I64, I64]:
     Counters are compared. ``view.lock`` keeps the writer out.
 
     Raises:
-        UsageError: if the snapshot is one of another store, or ahead of this one, or offsets were reset since.
+        UsageError: if the snapshot is one of another store, or of one that this was restored from, or ahead of this
+            one, or offsets were reset since.
     """
     info = reader.info
     behind = any(at > view.positions.get(name, 0) for name, at in reader.at.offsets.items())
-    if reader.meta != view.meta or behind or view.totals.reset_from:
+    same = reader.meta == view.meta and info.history == view.totals.history
+    if not same or behind or view.totals.reset_from:
         raise UsageError(
             f"what is published of shard {info.shard} cannot be compared with its store (made anew, restored or reset "
             "since); publish it in full"

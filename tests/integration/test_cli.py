@@ -131,6 +131,8 @@ def test_schemas_are_json(name: str) -> None:
         (("leaf", "9", "1"), 1, ["facet 9 has no leaf 1"]),
         (("query", "--item", "nobody"), 1, ["none of the trigger items"]),
         (("query",), 2, ["give at least one trigger"]),
+        (("query", "--item", "m1", "--max-age-s", "inf"), 2, ["max_age_s"]),
+        (("query", "--item", "m1", "--max-age-s", "1e300"), 2, ["max_age_s"]),
         (("query", "--content", "{}"), 2, ["at least one content field"]),
         (("query", "--content", "{"), 2, ["Invalid JSON"]),
         (("query", "--content", '{"embedding": [1.0]}'), 2, ["contents", "embedding"]),

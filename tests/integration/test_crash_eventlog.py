@@ -243,6 +243,8 @@ def test_a_daemon_holds_its_store_answers_and_stops_gracefully(model: Path, tmp_
             {"items": [1]},
             {"items": ["a"], "k": 0},
             {"items": ["a"], "seed": "x"},
+            {"items": ["a"], "max_age_s": 1e300},
+            {"items": ["a"] * 1_001},
         ):
             assert ask(url, "/query", wrong)[0] == 400, wrong
         running.process.send_signal(signal.SIGTERM)

@@ -25,7 +25,7 @@ from indexer.retrieval.retrieve import fan_out, retrieve
 from indexer.snapshots import Publisher, SnapshotFollower, SnapshotReader, layout, list_, target_at
 from indexer.snapshots.retention import remove_old
 from schemas.config import RetrievalConfig
-from schemas.errors import NotFoundError, StoreCorruptError, StoreError
+from schemas.errors import NotFoundError, StoreCorruptError, StoreError, UsageError
 from schemas.settings import FAILPOINTS_VARIABLE
 from tests.builders import FACETS, Record, batch_of, config, fill, open_index, rebalance, upserts, vector_of
 
@@ -234,10 +234,14 @@ def test_a_shard_lost_meanwhile_is_published_no_more(tmp_path: Path, index: Inde
     def lose(path: str) -> None:
         ours[0] = ours[0] and not path.endswith("f1.leaves.npy")
 
-    publisher = Publisher(index.view, 0, target_at(str(url)), 2, lambda: ours[0])
+    def check() -> None:
+        if not ours[0]:
+            raise StoreError("another process's now")
+
+    publisher = Publisher(index.view, 0, target_at(str(url)), 2, check)
     published = publisher.full()
     more(index)
-    lost = Publisher(index.view, 0, Hooked(url, lose), 2, lambda: ours[0])
+    lost = Publisher(index.view, 0, Hooked(url, lose), 2, check)
     for publish in (lost.full, publisher.delta):
         with pytest.raises(StoreError, match="another process's now"):
             publish()
@@ -249,6 +253,55 @@ def test_a_shard_lost_meanwhile_is_published_no_more(tmp_path: Path, index: Inde
     assert publisher.delta() is not None
     follower.refresh()
     assert follower.readers[0].at.offsets == index.view.positions
+
+
+def test_what_was_removed_is_published_anew(tmp_path: Path, index: Index) -> None:
+    url = tmp_path / "snapshots"
+    publisher = Publisher(index.view, 0, target_at(str(url)), 2)
+    publisher.full()
+    shutil.rmtree(url)
+    more(index)
+    with pytest.raises(StoreError, match=r"has lost .*: the next is published in full"):
+        publisher.delta()
+    assert publisher.current is None
+    publisher.full()
+    follower = following(tmp_path / "snapshots")
+    assert follower.readers[0].at.offsets == index.view.positions
+
+
+def test_an_index_without_any_shard_is_named(tmp_path: Path, index: Index) -> None:
+    url = tmp_path / "snapshots"
+    published = Publisher(index.view, 0, target_at(str(url)), 2).full()
+    (url / published.folder / "CURRENT").unlink()
+    with pytest.raises(StoreCorruptError, match="no shard of it has a full snapshot; publish it"):
+        following(tmp_path / "snapshots")
+
+
+def test_a_cache_is_never_written_under_its_readers(tmp_path: Path, index: Index) -> None:
+    url = "memory://never-written-under"
+    Publisher(index.view, 0, target_at(url), 2).full()
+    one, other = (SnapshotFollower(url, tmp_path / "cache") for _ in range(2))
+    one.refresh()
+    files = {path: path.stat().st_ino for path in (tmp_path / "cache").rglob("*.npy")}
+    other.refresh()
+    assert {path: path.stat().st_ino for path in (tmp_path / "cache").rglob("*.npy")} == files
+    damaged = next(iter(files))
+    damaged.write_bytes(b"cut")
+    SnapshotFollower(url, tmp_path / "cache").refresh()
+    assert damaged.stat().st_ino != files[damaged] or damaged.stat().st_size > 3
+
+
+def test_a_restored_store_does_not_go_on_from_what_the_other_published(tmp_path: Path, index: Index) -> None:
+    url = str(tmp_path / "snapshots")
+    published = Publisher(index.view, 0, target_at(url), 2)
+    published.full()
+    published.close()
+    index.store.begin_history()
+    index.close()
+    with open_index(tmp_path / "store") as again:
+        follower = following(tmp_path / "snapshots")
+        with pytest.raises(UsageError, match="restored"):
+            Publisher(again.view, 0, target_at(url), 2).go_on(follower.readers[0])
 
 
 def test_retention_keeps_what_it_was_told_and_the_current_one(tmp_path: Path, index: Index) -> None:
