@@ -117,8 +117,10 @@ def _publishing(name: str) -> Callable[[Rig, random.Random], bool]:
         with contextlib.suppress(NotFoundError):
             follower.refresh()
         for reader in follower.readers.values():
+            table = reader.centroids()
             for facet in range(reader.meta.facets):
-                filed = sum(len(reader.members(facet, leaf, 10**9)) for leaf in reader.centroids(facet)[0].tolist())
+                leaves = table.leaf[table.pointer[facet] : table.pointer[facet + 1]].tolist()
+                filed = sum(len(reader.members(facet, leaf, 10**9)) for leaf in leaves)
                 if filed != reader.at.items_live:
                     raise ChaosError(f"a reader has {filed} items of {reader.at.items_live}")
         return reached
