@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.batch import EngagementRows, EventBatch, ItemRows
+from indexer.failpoints import no_failpoints
 from indexer.ids import Ids
 from indexer.index import Index
 from indexer.keys import ItemState
@@ -42,7 +43,7 @@ def warm_up(facets: int = 3, dim: int = 64) -> float:
     codewords = rng.standard_normal((facets, 2, 4, dim)).astype(np.float32)
     vectors = rng.standard_normal((_ITEMS, facets, dim)).astype(np.float16)
     config = Config.model_validate({"rebalance": _BOUNDS})
-    with tempfile.TemporaryDirectory(prefix="facetstream-warm-") as folder:
+    with no_failpoints(), tempfile.TemporaryDirectory(prefix="facetstream-warm-") as folder:
         path = Path(folder, "store")
         with Index.open(path, meta, codewords, config) as index:
             every = np.arange(_ITEMS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from indexer import failpoints
-from indexer.failpoints import POINTS, Failpoints, failpoint
+from indexer.failpoints import POINTS, Failpoints, failpoint, no_failpoints
 from schemas.errors import ConfigError, StoreError
 from schemas.settings import FAILPOINTS_VARIABLE, load_settings
 from tests.builders import assert_sound, fill, open_index, rebalance
@@ -30,6 +30,16 @@ def test_a_place_fails_at_the_hit_it_was_told_and_only_then():
     with pytest.raises(StoreError, match=r"batch\.after"):
         armed("batch.after")
     armed("batch.after")
+
+
+def test_where_there_are_none_places_neither_act_nor_count():
+    armed = Failpoints("batch.after=error@2")
+    with no_failpoints():
+        for _ in range(3):
+            armed("batch.after")
+    armed("batch.after")
+    with pytest.raises(StoreError):
+        armed("batch.after")
 
 
 def test_one_place_can_fail_more_than_once():
