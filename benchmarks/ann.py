@@ -76,6 +76,12 @@ def run(options: Options) -> Result:
                 rate = result.median(f"requests, {name}{behind}")
                 curve.setdefault(family, []).append((answer["recall"], rate))
     result.details["curves"] = curves
+    for threads_, curve in curves.items():
+        points = {
+            name: ([at for at, _ in sorted(rows)], [each for _, each in sorted(rows)]) for name, rows in curve.items()
+        }
+        axes = ("set recall", "requests/s")
+        result.plot(f"curve-{threads_}", f"{size:,} items, threads: {threads_}", axes, points, log="y")
     for name, rates in found["batches"].items():
         result.add(f"requests, {name}, batches of 64", "/s", *rates)
     for name, answer in found["systems"]["1"].items():

@@ -74,6 +74,9 @@ def run(options: Options) -> Result:
             for repeat in range(options.repeats):
                 say(f"{load}, {repeat + 1} of {options.repeats}: {n} items at {rate:g}/s, daemon and floor")
                 _measure(result, options, bootstrap, load, repeat)
+    for load, systems in result.details["latencies, ms"].items():
+        points = {system: (values, range(1, 101)) for system, values in systems.items()}
+        result.plot(load.replace(" ", "-"), f"Freshness, {load}", ("milliseconds", "% at most that"), points, log="x")
     for load in LOADS:
         for percentile in PERCENTILES:
             result.ratio(f"ours / floor, p{percentile:g}, {load}", *(f"{load}: {s}, p{percentile:g}" for s in _SYSTEMS))
@@ -147,6 +150,8 @@ def _latencies(sent: Answer, seen: Answer) -> np.ndarray[Any, np.dtype[np.float6
 
 
 def _add(result: Result, load: str, system: str, latencies: np.ndarray[Any, np.dtype[np.float64]]) -> None:
+    shares = result.details.setdefault("latencies, ms", {}).setdefault(load, {})
+    shares[system] = [round(float(each), 2) for each in np.percentile(latencies, np.arange(1, 101))]
     for percentile in PERCENTILES:
         result.add(f"{load}: {system}, p{percentile:g}", "ms", float(np.percentile(latencies, percentile)))
 

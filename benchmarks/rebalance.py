@@ -22,6 +22,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import numpy as np
+
 from benchmarks import whole
 from benchmarks.apart import call
 from benchmarks.load import crowd_lines, item_lines, write_log
@@ -73,7 +75,22 @@ def run(options: Options) -> Result:
     result.goal("seconds to idle after the crowd", result.median("to idle after the crowd"), "at most", 60)
     result.goal("leaves out of bounds at the end", outside, "at most", 0)
     result.goal("verify holds", int(sound), "at least", 1)
+    _draw(result)
     return result
+
+
+def _draw(result: Result) -> None:
+    """Leaves by size after the crowd, of the last run of each system."""
+    edges = [*result.details["edges"], 8.0]  # the last class is open
+    (with_it, without) = (result.details[name][-1]["phases"][1] for name in SYSTEMS)
+    sizes = {
+        "without rebalancing": without["leaves_idle"],
+        "as the crowd ends": with_it["leaves_applied"],
+        "when idle": with_it["leaves_idle"],
+    }
+    points = {label: (edges, np.cumsum(counts) / max(1, sum(counts)) * 100) for label, counts in sizes.items()}
+    axes = ("size in B_upp", "% of leaves at most that")
+    result.plot("sizes", "Leaves by size after a flash crowd", axes, points, log="x", steps=True)
 
 
 def _add(result: Result, what: str, phase: dict[str, Any]) -> None:
