@@ -122,7 +122,7 @@ def _item(store: Store, item_id: str, shard: int) -> ItemReply | None:
     record = keys.item_record(value, meta.facets)
     ordinal = keys.u64(key, "ids")
     live = record.state == ItemState.LIVE
-    labels = store.labels()[record.labels]
+    labels = store.label(record.labels)
     counters = StoreReader(store).counters(np.array([ordinal]))
     decayed = decayed_counts(counters, now_ms(), meta.half_lives_s)[0]
     topic, _, partition = totals.sources[record.source].rpartition("-")

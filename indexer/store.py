@@ -22,7 +22,7 @@ from rocksdict import AccessType, Rdict, WriteOptions
 
 from indexer import keys
 from indexer.failpoints import failpoint
-from indexer.labels import LabelTable, table_of
+from indexer.labels import UNLABELLED, Labels, LabelTable, decode, table_of
 from indexer.rocksdb import (
     check_end,
     check_manifest,
@@ -357,8 +357,16 @@ class Store:
         self.sync()
 
     def labels(self) -> LabelTable:
-        """Sets of labels by number."""
+        """All sets of labels by number."""
         return table_of((keys.u32(key, "labels"), value) for key, value in self.scan("labels"))
+
+    def label(self, number: int) -> Labels:
+        """One set of labels.
+
+        Raises:
+            StoreCorruptError: if it is not there.
+        """
+        return decode(self.get("labels", keys.U32.pack(number)) or b"") if number else UNLABELLED
 
     def offsets(self) -> dict[str, int]:
         """Partition name -> next offset to apply."""

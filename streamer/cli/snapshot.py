@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,19 +38,19 @@ def full(
     config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
 ) -> None:
     """Publish all shards as they are now, through the daemon when one runs, else from their stores."""
-    found = config(config_file, data_dir, verbose)
-    daemon = running_daemon(found.data_dir)
-    reply = _from_stores(found) if daemon is None else ask_daemon(daemon, "/snapshot", {"kind": "full"})
-    show(reply, as_json, lambda: _table(reply["snapshots"]))
+    _publish(config(config_file, data_dir, verbose), "full", _from_stores, as_json)
 
 
 def delta(
     config_file: ConfigFile = None, data_dir: DataDir = None, as_json: AsJson = False, verbose: Verbose = False
 ) -> None:
     """Publish what changed since the last full snapshot, as ``full`` does; a daemon begins with a full one."""
-    found = config(config_file, data_dir, verbose)
+    _publish(config(config_file, data_dir, verbose), "delta", _delta_from_stores, as_json)
+
+
+def _publish(found: Config, kind: str, from_stores: Callable[[Config], dict[str, Any]], as_json: bool) -> None:
     daemon = running_daemon(found.data_dir)
-    reply = _delta_from_stores(found) if daemon is None else ask_daemon(daemon, "/snapshot", {"kind": "delta"})
+    reply = from_stores(found) if daemon is None else ask_daemon(daemon, "/snapshot", {"kind": kind})
     show(reply, as_json, lambda: _table(reply["snapshots"]))
 
 
