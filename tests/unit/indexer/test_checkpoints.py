@@ -67,6 +67,18 @@ def file_of(info, suffix=".sst"):
     return name, f"{info.folder}/files/{info.files[name].sha256}"
 
 
+def test_what_follows_a_restored_store_is_another_history(tmp_path, store_dir, target):
+    info, _ = take(store_dir, target, range(20), 0)
+    for name in ("one", "two"):
+        restore(target, info, tmp_path / name)
+    histories = []
+    for path in (store_dir, tmp_path / "one", tmp_path / "two"):
+        with open_index(path) as index:
+            histories.append(index.view.totals.history)
+    assert all(histories)
+    assert len(set(histories)) == 3
+
+
 def test_a_restored_store_means_what_the_original_did_and_goes_on(tmp_path, store_dir, target):
     with open_index(store_dir) as index:
         index.bind_source({"kind": "kafka", "items": "items a"})

@@ -81,6 +81,9 @@ def test_items_keep_their_labels_through_updates_splits_and_loading(tmp_path):
         assert loaded.items["labels"].tolist() == view.items["labels"].tolist()
         assert [*loaded.labels] == [*view.labels]
         assert_sound(index.store)
+        assert [index.store.label(number) for number in range(len(loaded.labels))] == [*loaded.labels]
+        with pytest.raises(StoreCorruptError, match="do not decode"):
+            index.store.label(len(loaded.labels))
         reply = item({0: index.store}, "i2")
         assert (reply.language, reply.categories) == (None, ["c2"])
 
