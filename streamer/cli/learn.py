@@ -99,7 +99,7 @@ def _demo_tables(outcome: DemoOutcome, workdir: Path) -> Group:
 
     recall: dict[str, Any] = reply.recall
     columns = ("recall@100", "recall@500", "cold_recall@100", "scored_per_query")
-    title = f"\nRecall on the last fifth of the time ({recall['requests']} requests, pool {recall['pool']} films)"
+    title = f"\nRecall on the last fifth of the time ({recall['queries']} requests, pool {recall['pool']:.0f} films)"
     measured = grid(title, "system", *columns, right=columns)
     for system in recall["systems"]:
         measured.add_row(
