@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ import torch
 from model_runtime import artifact as artifacts
 from model_runtime.codebook import Codebook, raw_indices
 from model_runtime.encoder import FrozenEncoder
-from model_runtime.features import check_embedding, extract
+from model_runtime.features import check_embedding, extract, hash_ids
+from model_runtime.prior import Prior
 from model_runtime.untrained import untrained_artifact
 from schemas.artifact import ArtifactManifest, FeatureSpec
 from schemas.errors import ArtifactError
@@ -58,8 +59,11 @@ class FrozenModel:
         self._artifact = artifact
         self._spec = artifact.manifest.features
         target = _device(device)
-        self._encoder = FrozenEncoder(artifacts.shape_of(artifact.manifest), artifact.encoder, target)
+        shape = artifacts.shape_of(artifact.manifest)
+        self._encoder = FrozenEncoder(shape, artifact.encoder, target, artifact.id_keys)
         self._codebook = Codebook(artifact.codewords, target)
+        spec = artifact.manifest.prior
+        self._prior = None if spec is None else Prior(artifacts.prior_shape_of(spec), artifact.prior, spec.temperature)
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", threads: int = 0) -> FrozenModel:
@@ -104,6 +108,11 @@ class FrozenModel:
         """(F, L, M, d) float32."""
         return self._artifact.codewords
 
+    @property
+    def prior(self) -> Prior | None:
+        """The learned prior g; None where the artifact has none."""
+        return self._prior
+
     def check(self, content: ItemContent) -> None:
         """Refuse content that this model cannot encode.
 
@@ -112,14 +121,21 @@ class FrozenModel:
         """
         check_embedding(content, self._spec)
 
-    def encode(self, contents: Sequence[ItemContent]) -> Encoded:
+    def encode(self, contents: Sequence[ItemContent], item_ids: Sequence[str | None] | None = None) -> Encoded:
         """Encode and assign a batch of any size, also an empty one.
+
+        Args:
+            contents: item events bring their identifier along.
+            item_ids: for contents that are no events: whose they are. One that training saw adds what was learned
+                of that very item.
 
         Raises:
             RecordError: a dense vector does not fit; :meth:`check` items before.
         """
-        vectors = self._encoder.encode(extract(contents, self._spec))
-        return self.assign(vectors)
+        features = extract(contents, self._spec)
+        if item_ids is not None:
+            features = replace(features, ids=hash_ids(item_ids))
+        return self.assign(self._encoder.encode(features))
 
     def assign(self, vectors: npt.NDArray[np.float16]) -> Encoded:
         """Codes of vectors (n, F, d) float16 that are there already."""

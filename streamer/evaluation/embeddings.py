@@ -10,6 +10,8 @@ import numpy.typing as npt
 from streamer.evaluation.system import F32, Bool, News
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from model_runtime.runtime import FrozenModel
     from schemas.events import ItemContent
     from streamer.evaluation.past import Past
@@ -22,14 +24,16 @@ class Embeddings:
 
     Args:
         past: contents.
+        item_ids: by row; an item that training saw has something of its own.
         model: the first one.
 
     Attributes:
         model: in use.
     """
 
-    def __init__(self, past: Past, model: FrozenModel) -> None:
+    def __init__(self, past: Past, item_ids: Sequence[str], model: FrozenModel) -> None:
         self._past = past
+        self._item_ids = item_ids
         self.refresh(model)
 
     def follow(self, news: News) -> None:
@@ -48,7 +52,9 @@ class Embeddings:
         new = np.unique(rows[~self._known[rows]])
         for start in range(0, len(new), _CHUNK):
             part = new[start : start + _CHUNK]
-            self._vectors[part] = self.model.encode([self._content(row) for row in part.tolist()]).vectors
+            contents = [self._content(row) for row in part.tolist()]
+            ids = [self._item_ids[row] for row in part.tolist()]
+            self._vectors[part] = self.model.encode(contents, ids).vectors
         self._known[new] = True
         return np.asarray(self._vectors[rows])
 

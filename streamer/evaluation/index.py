@@ -16,7 +16,7 @@ from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many
 from model_runtime.codebook import Codebook, raw_indices
-from streamer.evaluation.system import I32, I64, Found, News, Questions
+from streamer.evaluation.system import I32, I64, Found, News, Questions, top
 from streamer.generations import store_meta
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.coding import Coding
     from streamer.evaluation.embeddings import Embeddings
     from streamer.evaluation.past import Past
+    from streamer.evaluation.prior import Worth
 
 _ITEMS: Final = "items-0"
 _ENGAGEMENTS: Final = "engagements-0"
@@ -98,7 +99,7 @@ class LiveIndex:
             self.index = None
         shutil.rmtree(self._lineup.scratch / f"g{self._generation}", ignore_errors=True)
 
-    def request(self, triggers: I32, seen: I32) -> Request:
+    def request(self, triggers: I32, seen: I32, seed: int) -> Request:
         """One request, as :func:`indexer.retrieval.retrieve.retrieve_many` takes it."""
         ids = self._lineup.item_ids
         live = self._past.live[triggers]
@@ -106,9 +107,9 @@ class LiveIndex:
         others = others[self._embeddings.exists(others)]
         exclude = [ids[row] for row in seen.tolist()] if len(seen) > len(triggers) else ()
         if not len(others):
-            return Request([ids[row] for row in triggers[live].tolist()], exclude=exclude)
+            return Request([ids[row] for row in triggers[live].tolist()], exclude=exclude, seed=seed)
         vectors = self._vectors(others)
-        return Request([ids[row] for row in triggers[live].tolist()], vectors, self._raws(vectors), exclude)
+        return Request([ids[row] for row in triggers[live].tolist()], vectors, self._raws(vectors), exclude, seed=seed)
 
     def rows(self, ordinals: I64) -> I64:
         """(n,) item rows."""
@@ -260,30 +261,44 @@ class Mfli:
         name: in the report.
         live: the index.
         settings: how a request is answered; ``k`` is given with each.
+        worth: the prior that scores have besides similarity; None: similarity alone. Lists are read in their order of
+            impact either way. The index itself knows the configured prior; with a learned one all that it scanned is
+            scored again here.
+        seed: of multinomial selection.
     """
 
-    def __init__(self, name: str, live: LiveIndex, settings: RetrievalConfig) -> None:
+    def __init__(
+        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Worth | None = None, seed: int = 0
+    ) -> None:
         self.name = name
         self.nested = settings.vote_share == 0  # shares are of k
         self._live = live
-        self._settings = settings
+        self._bare = settings.model_copy(update={"engagement_weight": 0.0, "freshness_weight": 0.0})
+        self._settings = self._bare if worth is None else settings
+        self._worth = worth
+        self._seed = seed
 
     def answer(self, asked: Questions, k: int) -> Found:
         """See :class:`streamer.evaluation.system.System`."""
+        learned = self._worth if self._worth is not None and self._worth.learned else None
         settings = self._settings.model_copy(update={"k": k})
+        if learned is not None:
+            settings = self._bare.model_copy(update={"k": max(k, settings.scan * settings.indices)})
         requests = [
-            self._live.request(self._chosen(triggers[triggers >= 0], at), seen)
-            for at, (triggers, seen) in enumerate(zip(asked.triggers, asked.seen, strict=True))
+            self._live.request(self._chosen(triggers[triggers >= 0]), seen, self._seed)
+            for triggers, seen in zip(asked.triggers, asked.seen, strict=True)
         ]
         rows = np.full((len(asked), k), -1, np.int32)
         scored = np.empty(len(asked), np.int64)
-        answers = retrieve_many(self._live.reader, requests, settings, asked.now_ms)
-        for at, found in enumerate(answers):
-            rows[at, : len(found.ordinals)] = self._live.rows(found.ordinals)
+        for at, found in enumerate(retrieve_many(self._live.reader, requests, settings, asked.now_ms)):
+            mine = self._live.rows(found.ordinals)
+            if learned is not None:
+                mine = mine[top(found.scores + learned.scores[mine], k)]
+            rows[at, : len(mine)] = mine[:k]
             scored[at] = found.scored
         return Found(rows, scored)
 
-    def _chosen(self, triggers: I32, at: int) -> I32:  # noqa: ARG002  # by place among the questions
+    def _chosen(self, triggers: I32) -> I32:
         return triggers
 
 
@@ -294,15 +309,17 @@ class Unselective(Mfli):
         name: in the report.
         live: the index.
         settings: ``indices`` is K.
+        worth: as of :class:`Mfli`.
         facets: F.
         seed: of the draw.
     """
 
-    def __init__(self, name: str, live: LiveIndex, settings: RetrievalConfig, facets: int, seed: int) -> None:
-        super().__init__(name, live, settings)
+    def __init__(
+        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Worth, facets: int, seed: int
+    ) -> None:
+        super().__init__(name, live, settings, worth, seed)
         self._most = max(1, settings.indices // facets)
-        self._seed = seed
 
-    def _chosen(self, triggers: I32, at: int) -> I32:
-        rng = np.random.default_rng([self._seed, at, *triggers.tolist()])
+    def _chosen(self, triggers: I32) -> I32:
+        rng = np.random.default_rng([self._seed, *triggers.tolist()])
         return triggers if len(triggers) <= self._most else rng.choice(triggers, self._most, replace=False)

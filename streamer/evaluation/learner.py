@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from model_runtime.runtime import FrozenModel
-from model_runtime.training.trainer import train
+from model_runtime.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,11 +18,11 @@ class Learner(Protocol):
     """Where models come from."""
 
     def first(self, log: TrainingLog) -> FrozenModel:
-        """The model at the start of the evaluated span, of everything before it."""
+        """The model at the start of the evaluated span; ``log`` is all that happened before it."""
         ...
 
-    def next(self, log: TrainingLog) -> FrozenModel | None:
-        """A newer model, of everything before the moment of a refresh; None: the old one stays."""
+    def next(self, log: TrainingLog, now_ms: int) -> FrozenModel | None:
+        """A newer model at a refresh; ``log`` is all that happened before it. None: the old one stays."""
         ...
 
 
@@ -36,7 +36,7 @@ class Fixed:
         """See :class:`Learner`."""
         return self._model
 
-    def next(self, log: TrainingLog) -> FrozenModel | None:  # noqa: ARG002
+    def next(self, log: TrainingLog, now_ms: int) -> FrozenModel | None:  # noqa: ARG002
         """See :class:`Learner`."""
         return None
 
@@ -45,21 +45,36 @@ class Trained:
     """Models trained here.
 
     Args:
-        config: of the first training.
-        progress: told the steps made.
+        config: of the first training and of refreshes.
+        progress: told the steps of the first training.
     """
 
     def __init__(self, config: TrainingConfig, progress: Callable[[int], None] = lambda _: None) -> None:
-        self._config = config
+        self._trainer = Trainer(config)
         self._progress = progress
         self._first: FrozenModel | None = None
 
     def first(self, log: TrainingLog) -> FrozenModel:
         """See :class:`Learner`; trained once, however often it is asked for."""
         if self._first is None:
-            self._first = FrozenModel(train(log, self._config, progress=self._progress).artifact)
+            self._first = FrozenModel(self._trainer.fit(log, on_step=lambda _: self._progress(1)).artifact)
         return self._first
 
-    def next(self, log: TrainingLog) -> FrozenModel | None:  # noqa: ARG002
+    def next(self, log: TrainingLog, now_ms: int) -> FrozenModel | None:
+        """See :class:`Learner`."""
+        return FrozenModel(self._trainer.refresh(log, now_ms).artifact)
+
+
+class FirstOnly:
+    """Another learner's first model, for good."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def first(self, log: TrainingLog) -> FrozenModel:
+        """See :class:`Learner`."""
+        return self._learner.first(log)
+
+    def next(self, log: TrainingLog, now_ms: int) -> FrozenModel | None:  # noqa: ARG002
         """See :class:`Learner`."""
         return None

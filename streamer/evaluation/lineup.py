@@ -10,10 +10,10 @@ from streamer.evaluation.coding import Coding, CoTrained, PostHoc
 from streamer.evaluation.embeddings import Embeddings
 from streamer.evaluation.exact import Exact, Pool
 from streamer.evaluation.index import Lineup, LiveIndex, Mfli, Unselective
-from streamer.evaluation.learner import Fixed, Learner, Trained
+from streamer.evaluation.learner import FirstOnly, Fixed, Learner, Trained
 from streamer.evaluation.lists import Clicked, Halves, Listed, Newest
 from streamer.evaluation.neighbours import CoEngaged, Histories
-from streamer.evaluation.prior import ConfiguredPrior, Worth
+from streamer.evaluation.prior import Worth
 from streamer.evaluation.replay import Line, Team
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def lines(stage: Stage, model: FrozenModel | None, progress: Callable[[int], Non
         return out
     eager = training.model_copy(update={"start_share": 0.0, "layer_share": 0.0})
     single = training.model_copy(update={"labels": training.labels[:1]})
-    frozen = _Frozen(learner)
+    frozen = FirstOnly(learner)
     return [
         *out,
         Line("frozen", frozen, lambda past, first: _frozen(stage, past, first)),
@@ -111,43 +111,30 @@ def lines(stage: Stage, model: FrozenModel | None, progress: Callable[[int], Non
     ]
 
 
-class _Frozen:
-    """Another learner's first model, for good; that learner is asked before."""
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-
-    def first(self, log: TrainingLog) -> FrozenModel:
-        return self._learner.first(log)
-
-    def next(self, log: TrainingLog) -> FrozenModel | None:  # noqa: ARG002  # that is the point
-        return None
-
-
 def _small(stage: Stage, past: Past, model: FrozenModel) -> Team:
     settings = stage.settings.retrieval
-    embeddings, worth = Embeddings(past, model), Worth(past, ConfiguredPrior(settings))
+    embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, settings, model)
     pool = Pool(past, embeddings)
     index = stage.index(past, embeddings, "index", CoTrained())
     systems: list[System] = [
         Listed(DECAYED, Clicked(past, -1)),
         Exact(EXACT, pool, embeddings),
         Exact(EXACT_PRIOR, pool, embeddings, worth),
-        *_with_and_without(index, stage),
+        *_with_and_without(index, stage, worth),
     ]
     return Team([embeddings, worth, pool, index], systems, {MFLI: index})
 
 
 def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
     settings = stage.settings
-    embeddings, worth = Embeddings(past, model), Worth(past, ConfiguredPrior(settings.retrieval))
+    embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, settings.retrieval, model)
     pool, histories = Pool(past, embeddings), Histories(stage.log)
     graphs, raised = Graphs(past, embeddings), Graphs(past, embeddings, worth)
     index = stage.index(past, embeddings, "index", CoTrained())
     fitted = stage.index(past, embeddings, "post-hoc", PostHoc(stage.seed))
     first = stage.index(past, embeddings, "one-facet", CoTrained(1))
     unbalanced = stage.index(past, embeddings, "unbalanced", CoTrained(), balanced=False)
-    alike, with_prior = _with_and_without(index, stage)
+    alike, with_prior = _with_and_without(index, stage, worth)
     twice = MultiAnn(ANN_PRIOR.format(2), past, embeddings, graphs, 2, worth)
     systems: list[System] = [
         Listed(POPULAR, Clicked(past, None)),
@@ -165,60 +152,59 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
         MultiAnn(ANN_DIMENSION, past, embeddings, raised, 2),
         alike,
         with_prior,
-        *_curve(MFLI_PRIOR, index, stage),
-        Mfli(RQ, fitted, settings.retrieval),
-        *_curve(RQ, fitted, stage),
-        Mfli(ONE_FACET, first, settings.retrieval),
-        *_curve(ONE_FACET, first, stage),
-        Mfli(UNBALANCED, unbalanced, settings.retrieval),
-        *_curve(UNBALANCED, unbalanced, stage),
+        *_curve(MFLI_PRIOR, index, stage, worth),
+        Mfli(RQ, fitted, settings.retrieval, worth),
+        *_curve(RQ, fitted, stage, worth),
+        Mfli(ONE_FACET, first, settings.retrieval, worth),
+        *_curve(ONE_FACET, first, stage, worth),
+        Mfli(UNBALANCED, unbalanced, settings.retrieval, worth),
+        *_curve(UNBALANCED, unbalanced, stage, worth),
         Halves(HYBRID, worth, with_prior),
         Halves(HYBRID_ANN, worth, twice),
-        *_selections(index, stage, embeddings.model.manifest.facets),
+        *_selections(index, stage, worth, model.manifest.facets),
     ]
     followers: list[Follower] = [embeddings, worth, pool, histories, graphs, raised, index, fitted, first, unbalanced]
     return Team(followers, systems, {MFLI: index, RQ: fitted, ONE_FACET: first, UNBALANCED: unbalanced})
 
 
 def _frozen(stage: Stage, past: Past, model: FrozenModel) -> Team:
-    embeddings, worth = Embeddings(past, model), Worth(past, ConfiguredPrior(stage.settings.retrieval))
+    embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     pool = Pool(past, embeddings)
     index = stage.index(past, embeddings, "frozen", CoTrained())
-    retrieval = Mfli(FROZEN, index, stage.settings.retrieval)
+    retrieval = Mfli(FROZEN, index, stage.settings.retrieval, worth)
     systems: list[System] = [
         Exact(EXACT_FROZEN, pool, embeddings),
         retrieval,
-        *_curve(FROZEN, index, stage),
+        *_curve(FROZEN, index, stage, worth),
         Halves(HYBRID_FROZEN, worth, retrieval),
     ]
     return Team([embeddings, worth, pool, index], systems, {FROZEN: index})
 
 
 def _alone(stage: Stage, past: Past, model: FrozenModel, name: str, place: str) -> Team:
-    embeddings = Embeddings(past, model)
+    embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     index = stage.index(past, embeddings, place, CoTrained())
-    systems: list[System] = [Mfli(name, index, stage.settings.retrieval), *_curve(name, index, stage)]
-    return Team([embeddings, index], systems, {name: index})
+    systems: list[System] = [Mfli(name, index, stage.settings.retrieval, worth), *_curve(name, index, stage, worth)]
+    return Team([embeddings, worth, index], systems, {name: index})
 
 
-def _with_and_without(index: LiveIndex, stage: Stage) -> tuple[Mfli, Mfli]:
+def _with_and_without(index: LiveIndex, stage: Stage, worth: Worth) -> tuple[Mfli, Mfli]:
     settings = stage.settings.retrieval
-    bare = {"engagement_weight": 0.0, "freshness_weight": 0.0}
-    return Mfli(MFLI, index, settings.model_copy(update=bare)), Mfli(MFLI_PRIOR, index, settings)
+    return Mfli(MFLI, index, settings), Mfli(MFLI_PRIOR, index, settings, worth)
 
 
-def _curve(name: str, index: LiveIndex, stage: Stage) -> Iterator[System]:
+def _curve(name: str, index: LiveIndex, stage: Stage, worth: Worth) -> Iterator[System]:
     for scan in stage.settings.scans:
-        yield Mfli(scanned(name, scan), index, stage.settings.retrieval.model_copy(update={"scan": scan}))
+        yield Mfli(scanned(name, scan), index, stage.settings.retrieval.model_copy(update={"scan": scan}), worth)
 
 
-def _selections(index: LiveIndex, stage: Stage, facets: int) -> Sequence[System]:
+def _selections(index: LiveIndex, stage: Stage, worth: Worth, facets: int) -> Sequence[System]:
     """Ways to choose few leaves; with as many as triggers vote for there would be nothing to choose."""
     few = stage.settings.selection_indices
     settings = stage.settings.retrieval.model_copy(update={"indices": few, "probes": 0})
     drawn = settings.model_copy(update={"selection": "multinomial"})
     return [
-        Mfli(FEW.format(few), index, settings),
-        Mfli(MULTINOMIAL.format(few), index, drawn),
-        Unselective(UNSELECTED.format(few), index, settings, facets, stage.seed),
+        Mfli(FEW.format(few), index, settings, worth),
+        Mfli(MULTINOMIAL.format(few), index, drawn, worth, stage.seed),
+        Unselective(UNSELECTED.format(few), index, settings, worth, facets, stage.seed),
     ]

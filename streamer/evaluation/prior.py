@@ -9,6 +9,7 @@ import numpy as np
 from streamer.evaluation.system import F32, F64, I64, News, top
 
 if TYPE_CHECKING:
+    from model_runtime.prior import Prior as LearnedG
     from model_runtime.runtime import FrozenModel
     from schemas.config import RetrievalConfig
     from streamer.evaluation.past import Past
@@ -41,20 +42,42 @@ class ConfiguredPrior:
         )
 
 
+class LearnedPrior:
+    """The model's own, learned with its embeddings.
+
+    Args:
+        prior: g in units of similarity / temperature.
+        half_lives_s: of the decayed counts at hand.
+    """
+
+    def __init__(self, prior: LearnedG, half_lives_s: tuple[int, ...]) -> None:
+        self._prior = prior
+        self._windows = list(prior.windows(half_lives_s))
+
+    def score(self, counts: F64, age_s: F64) -> F64:
+        """See :class:`Prior`."""
+        g = self._prior.score(counts[:, self._windows], age_s)
+        return np.asarray(self._prior.temperature * g, np.float64)
+
+
 class Worth:
-    """g of every item of the pool as of the last news.
+    """What every item of the pool is worth as of the last news.
 
     Args:
         past: counts and ages.
-        prior: g; kept when the model is refreshed.
+        configured: the prior where the model has none.
+        model: in use.
+
+    Attributes:
+        learned: whether the model has one.
     """
 
-    def __init__(self, past: Past, prior: Prior) -> None:
+    def __init__(self, past: Past, configured: RetrievalConfig, model: FrozenModel) -> None:
         self._past = past
-        self._prior = prior
-        self._at = -1
+        self._configured = configured
         self._scores: F32 = np.empty(0, np.float32)
         self._best: I64 = np.empty(0, np.int64)
+        self.refresh(model)
 
     def follow(self, news: News) -> None:  # noqa: ARG002  # the past has taken it up
         """See :class:`streamer.evaluation.system.Follower`."""
@@ -62,6 +85,11 @@ class Worth:
 
     def refresh(self, model: FrozenModel) -> None:
         """See :class:`streamer.evaluation.system.Follower`."""
+        self._at = -1
+        self.learned = model.prior is not None
+        self._prior: Prior = ConfiguredPrior(self._configured)
+        if model.prior is not None:
+            self._prior = LearnedPrior(model.prior, self._past.half_lives_s)
 
     @property
     def scores(self) -> F32:

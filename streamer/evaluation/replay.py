@@ -172,7 +172,7 @@ def replay(
                 _watch(teams, active)
                 log = timeline.log.before(moment)
                 for line, team in zip(lines, teams, strict=True):
-                    outcome.refreshes[line.name] += _refresh(line, team, log)
+                    outcome.refreshes[line.name] += _refresh(line, team, log, moment)
             if end > begin:
                 if begin >= timed:
                     _probe(systems, requests.asked(max(0, begin - schedule.probe), begin, moment), outcome)
@@ -235,10 +235,10 @@ def _probe(systems: Sequence[System], asked: Questions, outcome: Outcome) -> Non
             spent[1] += len(asked)
 
 
-def _refresh(line: Line, team: Team, log: TrainingLog) -> list[dict[str, float]]:
+def _refresh(line: Line, team: Team, log: TrainingLog, now_ms: int) -> list[dict[str, float]]:
     """Go over to the next model, if there is one; seconds it took to learn, and of each kind of follower."""
     began = time.perf_counter()
-    model = line.learner.next(log)
+    model = line.learner.next(log, now_ms)
     if model is None:
         return []
     seconds = {"learn": time.perf_counter() - began}

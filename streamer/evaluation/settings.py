@@ -29,7 +29,7 @@ class EvaluationSettings(BaseModel):
     tick_s: float = Field(default=60.0, gt=0, description="a request is asked with what was known when its tick began")
     refresh_s: float | None = Field(default=3_600.0, gt=0, description="a newer model so often; unset: never")
     rebalance_s: float = Field(default=300.0, gt=0, description="the index is rebalanced so often, in event time")
-    counters: CountersConfig = CountersConfig(half_lives_s=(3_600, 21_600, 86_400))
+    counters: CountersConfig = CountersConfig()
     rebalance: RebalanceConfig = RebalanceConfig()
     retrieval: RetrievalConfig = RetrievalConfig(vote_share=0.0, scan=60)
     scans: tuple[int, ...] = Field(
