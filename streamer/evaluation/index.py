@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _ITEMS: Final = "items-0"
 _ENGAGEMENTS: Final = "engagements-0"
 _BULK: Final = 1 << 16
-_HALF_LIVES: Final = 6  # of the longest window; what is older weighs below 2 %
+_HALF_LIVES: Final = 12  # of the window that retrieval reads; what is older weighs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class LiveIndex:
         return self.index.view
 
     def _build(self) -> None:
-        """A generation of the items of the pool and their latest engagements."""
+        """A generation of the items of the pool and of their engagements as far as retrieval can tell."""
         self.close()
         self._generation += 1
         lineup, past, model = self._lineup, self._past, self._embeddings.model
@@ -200,7 +200,7 @@ class LiveIndex:
         for start in range(0, len(by_age), _BULK):
             part = by_age[start : start + _BULK]
             self._apply(self._items(part, past.created_at[part]), *nothing)
-        engaged, engaged_at = past.recent(_HALF_LIVES * half_lives_s[-1])
+        engaged, engaged_at = past.recent(_HALF_LIVES * half_lives_s[lineup.config.retrieval.decay])
         known = past.live[engaged]  # what left the pool waits for nobody
         engaged, engaged_at = engaged[known], engaged_at[known]
         for start in range(0, len(engaged), _BULK):

@@ -27,7 +27,7 @@ class EvaluationSettings(BaseModel):
         default=None, gt=0, description="an item idle for so long leaves the pool until engaged again; unset: never"
     )
     tick_s: float = Field(default=60.0, gt=0, description="a request is asked with what was known when its tick began")
-    refresh_s: float | None = Field(default=3_600.0, gt=0, description="a newer model so often; unset: never")
+    refresh_s: float | None = Field(default=None, gt=0, description="a newer model so often; unset: never")
     rebalance_s: float = Field(default=300.0, gt=0, description="the index is rebalanced so often, in event time")
     counters: CountersConfig = CountersConfig()
     rebalance: RebalanceConfig = RebalanceConfig()
