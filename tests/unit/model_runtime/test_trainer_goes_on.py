@@ -122,6 +122,12 @@ def test_a_refresh_sees_nothing_of_what_comes_after(fitted, tmp_path):
     assert one == two
 
 
+def test_a_longer_gap_is_made_up_for_with_more_steps(fitted, tmp_path):
+    trainer = fresh_copy(fitted, tmp_path)
+    assert trainer.refresh(made_up_log(), HALF + 1_800_000).steps == 15
+    assert fresh_copy(fitted, tmp_path).refresh(made_up_log(), HALF + 1_800_000, steps=2).steps == 2
+
+
 def test_a_quiet_span_makes_no_steps(fitted, tmp_path):
     trainer = fresh_copy(fitted, tmp_path)
     log = made_up_log().before(HALF)

@@ -29,7 +29,7 @@ CONFIG = TrainingConfig.model_validate(
         "negatives": 16,
         "head": 4,
         "checkpoint_every": 2,
-        "refresh": {"steps": 3, "span_s": 10},
+        "refresh": {"steps": 3},
     }
 )
 UNTIL = 150_000
