@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from model_runtime.encoder import Encoder
-from model_runtime.features import FeatureBatch, extract, hash_ids
+from model_runtime.features import FeatureBatch, extract
 from model_runtime.training import losses
 from model_runtime.training.balance import over_use, start_layer
 from model_runtime.training.batches import Batch, BatchSource, FacetBatch
@@ -58,12 +58,12 @@ class Learning:
         self._state, self._device = state, device
         self.config = config = state.config
         self.source = BatchSource(log, config, from_ms, to_ms)
-        features = extract(log.contents, config.features)
+        features = extract(log.contents, config.features, log.item_ids)
         rows, numbered = np.unique(features.tokens, return_inverse=True)
         self._features = replace(features, tokens=numbered.astype(np.int32))
         self._known = np.flatnonzero(log.created_at < to_ms)
         ids = np.full(len(log.item_ids), -1, np.int64)
-        ids[self._known] = state.add_ids(hash_ids(log.item_ids)[self._known], self.source.latest(self._known, to_ms))
+        ids[self._known] = state.add_ids(features.ids[self._known], self.source.latest(self._known, to_ms))
         used = ids[ids >= 0]
         ids[ids >= 0] = np.arange(len(used))
         self._ids = ids

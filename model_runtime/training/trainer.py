@@ -26,7 +26,7 @@ import torch
 from model_runtime import artifact as artifacts
 from model_runtime import encoder, prior
 from model_runtime import fixed_point as fx
-from model_runtime.runtime import FrozenModel
+from model_runtime.runtime import FrozenModel, torch_device
 from model_runtime.training.balance import active_layers
 from model_runtime.training.learning import Learning, Rates
 from model_runtime.training.report import CodeReport, code_report
@@ -80,11 +80,14 @@ class Trainer:
     Args:
         config: shape and schedule; or, to go on, a state (:class:`model_runtime.training.state.TrainingState`).
         device: ``cpu`` or a CUDA device.
+
+    Raises:
+        ArtifactError: the device is not there.
     """
 
     def __init__(self, config: TrainingConfig | TrainingState, device: str = "cpu") -> None:
         self.state = config if isinstance(config, TrainingState) else TrainingState.fresh(config)
-        self._device = torch.device(device)
+        self._device = torch_device(device)
 
     @property
     def config(self) -> TrainingConfig:

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 
 from model_runtime import artifact as artifacts
 from model_runtime.runtime import FrozenModel
@@ -226,6 +227,17 @@ def test_a_prior_is_learned_that_prefers_what_is_clicked():
     counts = np.array([[200.0] * 4, [10.0] * 4, [0.0] * 4])
     scores = found.score(counts, np.full(3, 1_800.0))
     assert scores[0] > scores[1] > scores[2]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ArtifactError, match="'tpu'"):
+        Trainer(SMALL, device="tpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_runs_on_cuda():
+    result = Trainer(SMALL, device="cuda").fit(made_up_log())
+    assert np.isfinite(result.artifact.manifest.metrics["final_loss"])
 
 
 def test_a_model_may_go_without_a_prior():

@@ -132,9 +132,13 @@ def test_going_on_needs_newer_events(events, tmp_path):
 
 
 def test_the_shipped_settings_are_settings():
-    shipped = Path(__file__).parents[3] / "examples" / "globo-training.toml"
-    config = TrainingConfig.model_validate(tomllib.loads(shipped.read_text()))
-    assert [label.kind for label in config.labels] == ["next", "session", "later"]
+    examples = Path(__file__).parents[3] / "examples"
+    news, films = (
+        TrainingConfig.model_validate(tomllib.loads((examples / f"{name}-training.toml").read_text()))
+        for name in ("globo", "movielens")
+    )
+    assert [label.kind for label in news.labels] == ["next", "session", "later"]
+    assert max(films.prior.half_lives_s) > max(news.prior.half_lives_s)
 
 
 def test_the_command_trains_and_goes_on(events, tmp_path):
