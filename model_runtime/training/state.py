@@ -105,10 +105,10 @@ class TrainingState:
         weights = {f"encoder.{n}": v for n, v in encoder.thaw(artifact.encoder, manifest.table_exponent).items()}
         weights["codewords"] = artifact.codewords.copy()
         weights |= {f"prior.{name}": values.copy() for name, values in artifact.prior.items()}
-        state = cls.fresh(config)
-        weights = state.weights | weights
+        weights = cls.fresh(config).weights | weights
         _check_shapes(config, weights)
-        state = cls._with(config, weights, state.rng, artifact.id_keys.copy())
+        rng = np.random.default_rng((config.seed, manifest.window.to_ms))  # each of a row of refreshes draws anew
+        state = cls._with(config, weights, rng, artifact.id_keys.copy())
         state.started, state.fitted, state.window = config.layers, True, manifest.window
         state.id_seen[:] = manifest.window.from_ms
         return state
