@@ -125,7 +125,7 @@ class Encoder(torch.nn.Module):
         super().__init__()
         self.shape = shape
         self.values = torch.nn.ParameterDict(
-            {_parameter(name): torch.nn.Parameter(torch.from_numpy(weights[name].copy())) for name in weights}
+            {_parameter(name): torch.nn.Parameter(torch.tensor(weights[name])) for name in weights}
         )
 
     def forward(self, batch: FeatureBatch, id_rows: Int64Array | None = None) -> torch.Tensor:

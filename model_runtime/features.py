@@ -28,7 +28,6 @@ from model_runtime.hashing import (
 from model_runtime.text import Strings, lay_out, word_mask
 from schemas.dead_letters import Reason
 from schemas.errors import RecordError
-from schemas.events import ItemCreated, ItemUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,10 +97,15 @@ def check_embedding(content: ItemContent, spec: FeatureSpec) -> None:
     )
 
 
-def extract(contents: Sequence[ItemContent], spec: FeatureSpec) -> FeatureBatch:
+def extract(
+    contents: Sequence[ItemContent], spec: FeatureSpec, item_ids: Sequence[str | None] | None = None
+) -> FeatureBatch:
     """Features of a batch; an item's features do not depend on the rest of its batch.
 
-    Contents that are item events bring their identifier along.
+    Args:
+        contents: n items.
+        spec: what to take of them.
+        item_ids: (n,) their identifiers, None for an item without; left out, none is known.
 
     Raises:
         RecordError: an item's dense vector does not fit the spec (:func:`check_embedding`) or is not finite.
@@ -127,7 +131,7 @@ def extract(contents: Sequence[ItemContent], spec: FeatureSpec) -> FeatureBatch:
     np.cumsum(counts.ravel(), out=offsets[1:])
     roots = np.sqrt(np.maximum(counts, 1).astype(np.float32))
     scale = np.where(counts > 0, np.float32(1) / roots, np.float32(0))
-    ids = hash_ids([c.item_id if isinstance(c, ItemCreated | ItemUpdated) else None for c in contents])
+    ids = np.zeros(len(contents), np.uint64) if item_ids is None else hash_ids(item_ids)
     return FeatureBatch(np.concatenate([tokens for tokens, _ in groups]), offsets, scale, dense, ids)
 
 

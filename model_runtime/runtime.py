@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +11,12 @@ import torch
 from model_runtime import artifact as artifacts
 from model_runtime.codebook import Codebook, raw_indices
 from model_runtime.encoder import FrozenEncoder
-from model_runtime.features import check_embedding, extract, hash_ids
+from model_runtime.features import check_embedding, extract
 from model_runtime.prior import Prior
 from model_runtime.untrained import untrained_artifact
 from schemas.artifact import ArtifactManifest, FeatureSpec
 from schemas.errors import ArtifactError
+from schemas.events import ItemCreated, ItemUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +59,7 @@ class FrozenModel:
             torch.set_num_threads(threads)
         self._artifact = artifact
         self._spec = artifact.manifest.features
-        target = _device(device)
+        target = torch_device(device)
         shape = artifacts.shape_of(artifact.manifest)
         self._encoder = FrozenEncoder(shape, artifact.encoder, target, artifact.id_keys)
         self._codebook = Codebook(artifact.codewords, target)
@@ -132,10 +133,11 @@ class FrozenModel:
         Raises:
             RecordError: a dense vector does not fit; :meth:`check` items before.
         """
-        features = extract(contents, self._spec)
-        if item_ids is not None:
-            features = replace(features, ids=hash_ids(item_ids))
-        return self.assign(self._encoder.encode(features))
+        if not self.manifest.ids:
+            item_ids = None
+        elif item_ids is None:
+            item_ids = [each.item_id if isinstance(each, ItemCreated | ItemUpdated) else None for each in contents]
+        return self.assign(self._encoder.encode(extract(contents, self._spec, item_ids)))
 
     def assign(self, vectors: npt.NDArray[np.float16]) -> Encoded:
         """Codes of vectors (n, F, d) float16 that are there already."""
@@ -151,13 +153,18 @@ class FrozenModel:
         artifacts.save(self._artifact, Path(directory))
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The CPU or a CUDA device that is there.
+
+    Raises:
+        ArtifactError: it is something else, or not there.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ArtifactError(f"model.device {name!r} is no torch device; use cpu or cuda") from error
+        raise ArtifactError(f"device {name!r} is no torch device; use cpu or cuda") from error
     if device.type not in {"cpu", "cuda"}:
-        raise ArtifactError(f"model.device {name!r} is not supported; use cpu or cuda")
+        raise ArtifactError(f"device {name!r} is not supported; use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArtifactError(f"model.device is {name!r} but this machine offers torch no CUDA device; use cpu")
+        raise ArtifactError(f"device is {name!r} but this machine offers torch no CUDA device; use cpu")
     return device

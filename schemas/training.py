@@ -59,8 +59,8 @@ class OverUseConfig(_Section):
 class RefreshConfig(_Section):
     """Going on with the newest events (``train --continue``)."""
 
-    steps: int = Field(default=15, ge=1, description="optimiser steps of one refresh")
-    span_s: int = Field(default=3_600, ge=1, description="learn from so much before the end, at least what is new")
+    steps: int = Field(default=15, ge=1, description="optimiser steps for each span; in all no more than a training's")
+    span_s: int = Field(default=3_600, ge=1, description="learn from so much before the end, at least all that is new")
     rate: float = Field(default=0.5, gt=0, description="learning rates as a share of training's; not decayed")
     codebook_rate: float = Field(
         default=0.2, ge=0, description="the same for codewords: the slower they move, the fewer items change leaves"

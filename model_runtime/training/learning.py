@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from model_runtime.encoder import Encoder
-from model_runtime.features import FeatureBatch, extract, hash_ids
+from model_runtime.features import FeatureBatch, extract
 from model_runtime.training import losses
 from model_runtime.training.balance import over_use, start_layer
 from model_runtime.training.batches import Batch, BatchSource, FacetBatch
@@ -58,12 +58,12 @@ class Learning:
         self._state, self._device = state, device
         self.config = config = state.config
         self.source = BatchSource(log, config, from_ms, to_ms)
-        features = extract(log.contents, config.features)
+        features = extract(log.contents, config.features, log.item_ids)
         rows, numbered = np.unique(features.tokens, return_inverse=True)
         self._features = replace(features, tokens=numbered.astype(np.int32))
         self._known = np.flatnonzero(log.created_at < to_ms)
         ids = np.full(len(log.item_ids), -1, np.int64)
-        ids[self._known] = state.add_ids(hash_ids(log.item_ids)[self._known], self.source.latest(self._known, to_ms))
+        ids[self._known] = state.add_ids(features.ids[self._known], self.source.latest(self._known, to_ms))
         used = ids[ids >= 0]
         ids[ids >= 0] = np.arange(len(used))
         self._ids = ids
@@ -72,13 +72,13 @@ class Learning:
         taken = {name: self._take(name, values) for name, values in state.weights.items()}
         self.encoder = Encoder(encoder_shape(config, len(used)), below("encoder.", taken)).to(device)
         self.prior = TrainablePrior(below("prior.", taken)).to(device)
-        self.codewords = torch.nn.Parameter(torch.from_numpy(taken["codewords"]).to(device))
+        self.codewords = torch.nn.Parameter(torch.tensor(taken["codewords"], device=device))
         self._parameters = {
             **{f"encoder.{name}": self.encoder.of(name) for name in below("encoder.", taken)},
             **{f"prior.{name}": self.prior.of(name) for name in below("prior.", taken)},
             "codewords": self.codewords,
         }
-        self._usage = torch.from_numpy(state.usage.copy()).to(device)
+        self._usage = torch.tensor(state.usage, device=device)
         self._over_use = over_use(config.over_use, self._usage, self.codewords.data)
         self.codewords.requires_grad_(self._over_use.gradient)
         self._optimiser = self._adam()
@@ -99,9 +99,9 @@ class Learning:
         for name, parameter in self._parameters.items():
             first, second = (self._take(name, each[name]) for each in (self._state.first, self._state.second))
             optimiser.state[parameter] = {
-                "step": torch.tensor(float(self._state.updates), device=self._device),
-                "exp_avg": torch.from_numpy(first).to(self._device),
-                "exp_avg_sq": torch.from_numpy(second).to(self._device),
+                "step": torch.tensor(float(self._state.updates.get(name, 0)), device=self._device),
+                "exp_avg": torch.tensor(first, device=self._device),
+                "exp_avg_sq": torch.tensor(second, device=self._device),
             }
         return optimiser
 
@@ -110,6 +110,7 @@ class Learning:
         state = self._state
         for name, parameter in self._parameters.items():
             moments = self._optimiser.state[parameter]
+            state.updates[name] = int(moments["step"].item())
             learned = (parameter.detach(), moments["exp_avg"], moments["exp_avg_sq"])
             for whole, part in zip((state.weights, state.first, state.second), learned, strict=True):
                 whole[name][self._rows.get(name, slice(None))] = part.cpu().numpy()
@@ -166,7 +167,6 @@ class Learning:
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
-        self._state.updates += 1
         return parts
 
     @torch.no_grad()
@@ -267,7 +267,7 @@ class TrainablePrior(torch.nn.Module):
 
     def __init__(self, weights: dict[str, Float32Array]) -> None:
         super().__init__()
-        named = {name.replace(".", "_"): torch.from_numpy(values.copy()) for name, values in weights.items()}
+        named = {name.replace(".", "_"): torch.tensor(values) for name, values in weights.items()}
         self._values = torch.nn.ParameterDict({name: torch.nn.Parameter(each) for name, each in named.items()})
 
     def of(self, name: str) -> torch.nn.Parameter:

@@ -51,7 +51,7 @@ class TrainingState:
         config: shape and schedule.
         weights: by name, ``encoder.``, ``prior.`` and ``codewords``; whole tables.
         first, second: Adam's moments of each weight.
-        updates: steps made over all, Adam's clock.
+        updates: Adam's clock of each weight; codewords begin later than others.
         step: steps made of the fit under way.
         fitted: whether the first fit is done.
         started: layers whose codewords have begun.
@@ -71,7 +71,7 @@ class TrainingState:
     usage: Float32Array
     id_keys: U64Array
     id_seen: Int64Array
-    updates: int = 0
+    updates: dict[str, int] = field(default_factory=dict)
     step: int = 0
     fitted: bool = False
     started: int = 0
@@ -105,10 +105,10 @@ class TrainingState:
         weights = {f"encoder.{n}": v for n, v in encoder.thaw(artifact.encoder, manifest.table_exponent).items()}
         weights["codewords"] = artifact.codewords.copy()
         weights |= {f"prior.{name}": values.copy() for name, values in artifact.prior.items()}
-        state = cls.fresh(config)
-        weights = state.weights | weights
+        weights = cls.fresh(config).weights | weights
         _check_shapes(config, weights)
-        state = cls._with(config, weights, state.rng, artifact.id_keys.copy())
+        rng = np.random.default_rng((config.seed, manifest.window.to_ms))  # each of a row of refreshes draws anew
+        state = cls._with(config, weights, rng, artifact.id_keys.copy())
         state.started, state.fitted, state.window = config.layers, True, manifest.window
         state.id_seen[:] = manifest.window.from_ms
         return state
@@ -179,7 +179,7 @@ class TrainingState:
             "window": None if self.window is None else self.window.model_dump(),
             "metrics": self.metrics,
         }
-        aside = path.with_name(f".{path.name}-{os.getpid()}")
+        aside = path.with_name(f".{path.name}-writing")  # one left by a crash is written over
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with aside.open("wb") as stream:
@@ -188,7 +188,6 @@ class TrainingState:
                 os.fsync(stream.fileno())
             aside.rename(path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise ArtifactError(f"checkpoint {path} cannot be written: {error}; check space and permissions") from error
 
     @classmethod

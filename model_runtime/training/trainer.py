@@ -26,12 +26,12 @@ import torch
 from model_runtime import artifact as artifacts
 from model_runtime import encoder, prior
 from model_runtime import fixed_point as fx
-from model_runtime.runtime import FrozenModel
+from model_runtime.runtime import FrozenModel, torch_device
 from model_runtime.training.balance import active_layers
-from model_runtime.training.batches import BatchSource
 from model_runtime.training.learning import Learning, Rates
 from model_runtime.training.report import CodeReport, code_report
 from model_runtime.training.state import TrainingState, encoder_shape
+from model_runtime.training.stopping import Watch
 from schemas.artifact import PriorSpec, TrainingWindow
 from schemas.errors import UsageError
 
@@ -47,7 +47,6 @@ OnStep = Callable[[dict[str, float]], None]
 _CHUNK: Final = 2_048
 _WARM_UP: Final = 50
 _FLOOR: Final = 0.02  # the cosine ends here
-_VALIDATION_BATCHES: Final = 8
 _KEPT_LOSSES: Final = 20
 
 
@@ -81,11 +80,14 @@ class Trainer:
     Args:
         config: shape and schedule; or, to go on, a state (:class:`model_runtime.training.state.TrainingState`).
         device: ``cpu`` or a CUDA device.
+
+    Raises:
+        ArtifactError: the device is not there.
     """
 
     def __init__(self, config: TrainingConfig | TrainingState, device: str = "cpu") -> None:
         self.state = config if isinstance(config, TrainingState) else TrainingState.fresh(config)
-        self._device = torch.device(device)
+        self._device = torch_device(device)
 
     @property
     def config(self) -> TrainingConfig:
@@ -126,7 +128,8 @@ class Trainer:
                     f"facet {label.name!r} ({label.kind}) finds no pair of items in {len(log.user)} engagements; "
                     "change its label, or train on a longer span"
                 )
-            self._fit(learning, _Watch(self, log, held, end) if self._validates else None, on_step, checkpoint, began)
+            watch = Watch(log, self.config, held, end) if self._validates else None
+            self._fit(learning, watch, on_step, checkpoint, began)
             learning.put_back()
             if self._validates:
                 steps = max(self.config.refresh.steps, round(self.state.step * self.config.validation_share))
@@ -145,7 +148,7 @@ class Trainer:
         Args:
             log: items and engagements; with users' and items' past, as pairs and counts reach back.
             until_ms: nothing at or after this moment is looked at.
-            steps: instead of ``refresh.steps``.
+            steps: instead of ``refresh.steps`` for each ``refresh.span_s``.
             on_step: told the step and the parts of its loss.
 
         Raises:
@@ -161,7 +164,10 @@ class Trainer:
         with _threads(config.threads):
             began = time.monotonic()
             part = log.of_items(_living(log, from_ms, config.alive_s))
-            made = self._go_on(part, from_ms, until_ms, config.refresh.steps if steps is None else steps, on_step)
+            if steps is None:
+                spans = max(1, round((until_ms - from_ms) / (1_000 * config.refresh.span_s)))
+                steps = min(config.steps, config.refresh.steps * spans)
+            made = self._go_on(part, from_ms, until_ms, steps, on_step)
             self.state.window = TrainingWindow(
                 from_ms=before.from_ms,
                 to_ms=max(before.to_ms, until_ms),
@@ -207,7 +213,7 @@ class Trainer:
         return self.config.validation_share > 0
 
     def _fit(
-        self, learning: Learning, watch: _Watch | None, on_step: OnStep | None, checkpoint: Path | None, began: float
+        self, learning: Learning, watch: Watch | None, on_step: OnStep | None, checkpoint: Path | None, began: float
     ) -> None:
         config, state = self.config, self.state
         last: list[float] = []
@@ -224,7 +230,7 @@ class Trainer:
             state.step += 1
             last = [*last[1 - _KEPT_LOSSES :], parts["loss"]]
             _tell(on_step, state.step, parts, layers)
-            if watch is not None and state.step % config.validate_every == 0 and watch.stop(learning, layers):
+            if watch is not None and watch.stop(learning, state.step, layers):
                 break
         learning.start_layers(config.layers)  # those that a spent time budget left out
         state.metrics |= {
@@ -267,35 +273,6 @@ class Trainer:
         )
         self.state.metrics |= codes.metrics()
         return TrainingResult(self.artifact(), codes, time.monotonic() - began, steps)
-
-
-class _Watch:
-    """Early stopping by the loss on what is held back: always the same batches."""
-
-    def __init__(self, trainer: Trainer, log: TrainingLog, from_ms: int, to_ms: int) -> None:
-        config = trainer.config
-        self._patience = config.patience
-        self._layers = config.layers
-        rng = np.random.default_rng(config.seed)
-        source = BatchSource(log, config, from_ms, to_ms)
-        self._batches = [source.draw(rng) for _ in range(_VALIDATION_BATCHES)]
-        self._best = math.inf
-        self._best_parameters: list[torch.Tensor] = []
-        self._worse = 0
-
-    def stop(self, learning: Learning, layers: int) -> bool:
-        """Whether enough looks in a row were no better; if so the best parameters are back."""
-        if layers < self._layers:
-            return False  # losses with fewer layers are not comparable, and the rest have yet to start
-        loss = learning.validate(self._batches, layers)
-        if loss < self._best:
-            self._best, self._worse, self._best_parameters = loss, 0, learning.snapshot()
-            return False
-        self._worse += 1
-        if self._worse < self._patience:
-            return False
-        learning.restore(self._best_parameters)
-        return True
 
 
 def _tell(on_step: OnStep | None, step: int, parts: dict[str, float], layers: int) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model_runtime import artifact as artifacts
 from model_runtime.codebook import Codebook
 from model_runtime.encoder import (
     Encoder,
@@ -147,8 +148,26 @@ def test_known_ids_add_what_training_learned_and_unknown_ones_nothing():
 
 def test_item_events_bring_their_id_along_and_contents_do_not():
     event = ItemCreated(type="item.created", item_id="a", occurred_at=1, title="x")
-    assert extract([event], SPEC).ids.tolist() == hash_ids(["a"]).tolist()
-    assert extract([ItemContent(title="x")], SPEC).ids.tolist() == [0]
+    shape, weights, keys = with_ids("a")
+    untrained = FrozenModel.untrained(facets=2, codewords=8, dim=16, token_dim=16, hidden=(8,), features=SPEC)
+    model = FrozenModel(
+        artifacts.assemble(
+            name="m",
+            version="1",
+            shape=shape,
+            encoder=freeze(weights)[0],
+            codewords=untrained.codewords,
+            labels=untrained.manifest.labels,
+            window=untrained.manifest.window,
+            metrics={},
+            id_keys=keys,
+        )
+    )
+    content = ItemContent(title="x")
+    of_event, named = model.encode([event]).vectors, model.encode([content], ["a"]).vectors
+    assert of_event.tobytes() == named.tobytes()
+    assert model.encode([event], [None]).vectors.tobytes() == model.encode([content]).vectors.tobytes()
+    assert model.encode([content]).vectors.tobytes() != named.tobytes()
 
 
 def test_hashed_ids_depend_on_the_id_alone():
