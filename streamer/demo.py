@@ -18,11 +18,11 @@ from model_runtime.runtime import FrozenModel
 from model_runtime.training.data import TrainingLog
 from schemas.config import Config, HttpConfig, ModelConfig, SourceConfig
 from schemas.errors import UsageError
+from schemas.evaluation import EvaluationSettings
 from schemas.replies import DemoReply, FreshnessQuantiles, ItemReply, LeafRow, QueryReply, StatsReply, VerifyReply
 from schemas.training import TrainingConfig
 from streamer.dead_letters import FileDeadLetters
 from streamer.evaluation.report import evaluate
-from streamer.evaluation.settings import EvaluationSettings
 from streamer.evaluation.timeline import read_timeline, split_time
 from streamer.generations import (
     current_generation,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from model_runtime.training.data import TrainingLog
+from schemas.evaluation import EvaluationSettings
 from schemas.events import ItemContent
-from streamer.evaluation.settings import EvaluationSettings
 from streamer.evaluation.system import Found, Questions, System
 
 SETTINGS = EvaluationSettings.model_validate(

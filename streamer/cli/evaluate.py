@@ -52,6 +52,9 @@ def evaluate(
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="TOML with evaluation settings; see `schema evaluation`.")
     ] = None,
+    training_file: Annotated[
+        Path | None, typer.Option("--training", help="TOML with training settings; see `schema training`.")
+    ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="A sample of at most so many.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Train so many times.")] = None,
     only_index: Annotated[
@@ -69,7 +72,7 @@ def evaluate(
     from streamer.training_data import read_training_log  # noqa: PLC0415
 
     config(None, None, verbose)
-    settings = load_settings(settings_file)
+    settings = load_settings(settings_file, training_file)
     given = {name: value for name, value in (("requests", requests), ("seeds", seeds)) if value is not None}
     settings = settings.model_copy(update=given)
     from_ms, to_ms = moment_ms("--from", from_), moment_ms("--to", to)

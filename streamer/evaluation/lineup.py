@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from model_runtime.runtime import FrozenModel
     from model_runtime.training.data import TrainingLog
+    from schemas.evaluation import EvaluationSettings
     from streamer.evaluation.past import Past
-    from streamer.evaluation.settings import EvaluationSettings
     from streamer.evaluation.system import Follower, System
 
 POPULAR: Final = "popularity, last hour"

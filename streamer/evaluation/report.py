@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from model_runtime.runtime import FrozenModel
     from model_runtime.training.data import TrainingLog
-    from streamer.evaluation.settings import EvaluationSettings
+    from schemas.evaluation import EvaluationSettings
     from streamer.evaluation.timeline import Timeline
 
 _SHOWN_BY_HOUR = (lineup.POPULAR, lineup.KNN, lineup.ANN, lineup.MFLI, lineup.MFLI_PRIOR, lineup.HYBRID)
