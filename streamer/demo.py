@@ -22,7 +22,7 @@ from schemas.evaluation import EvaluationSettings
 from schemas.replies import DemoReply, FreshnessQuantiles, ItemReply, LeafRow, QueryReply, StatsReply, VerifyReply
 from schemas.training import TrainingConfig
 from streamer.dead_letters import FileDeadLetters
-from streamer.evaluation.report import evaluate
+from streamer.evaluation.run import evaluate
 from streamer.evaluation.timeline import read_timeline, split_time
 from streamer.generations import (
     current_generation,

@@ -60,13 +60,14 @@ def evaluate(
     only_index: Annotated[
         bool, typer.Option("--only-index", help="Without peers and ablations: popularity, exact search and the index.")
     ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds that run at a time.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the whole document there, for docs/evaluation.md.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Replay a log through the index in true time, ask past requests, compare with other systems."""
     from model_runtime.runtime import FrozenModel  # noqa: PLC0415  # loads torch, which most commands do without
-    from streamer.evaluation.report import evaluate as measure  # noqa: PLC0415
+    from streamer.evaluation.run import evaluate as measure  # noqa: PLC0415
     from streamer.evaluation.settings import load_settings  # noqa: PLC0415
     from streamer.evaluation.timeline import read_timeline, split_time  # noqa: PLC0415
     from streamer.training_data import read_training_log  # noqa: PLC0415
@@ -83,7 +84,8 @@ def evaluate(
     frozen = None if model is None else FrozenModel.load(model)
     timeline = read_timeline(events, from_ms, to_ms)
     with progress_bar() as bar:
-        found = measure(timeline, settings, from_ms, to_ms, model=frozen, full=not only_index, stage=_stages(bar))
+        stages = _stages(bar)
+        found = measure(timeline, settings, from_ms, to_ms, model=frozen, full=not only_index, jobs=jobs, stage=stages)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n")

@@ -1,30 +1,25 @@
-"""An evaluation from beginning to end: replays of every seed, figures with intervals, one JSON document."""
+"""The outcomes of an evaluation as one JSON document: figures with intervals."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamer.evaluation import lineup
 from streamer.evaluation.comparisons import comparisons
-from streamer.evaluation.lineup import Stage, lines
 from streamer.evaluation.metrics import Answers, Slices, Users, interval, mean
-from streamer.evaluation.past import Past
-from streamer.evaluation.replay import CUTS, HEAD, LOW_COUNT, Outcome, Schedule, replay
-from streamer.evaluation.requests import Requests, build_requests
+from streamer.evaluation.replay import CUTS, HEAD, LOW_COUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from model_runtime.runtime import FrozenModel
     from model_runtime.training.data import TrainingLog
     from schemas.evaluation import EvaluationSettings
-    from streamer.evaluation.timeline import Timeline
+    from streamer.evaluation.replay import Outcome
+    from streamer.evaluation.requests import Requests
 
 _SHOWN_BY_HOUR = (lineup.POPULAR, lineup.KNN, lineup.ANN, lineup.MFLI, lineup.MFLI_PRIOR, lineup.HYBRID)
 
@@ -46,55 +41,6 @@ class Study:
     answers: dict[str, Answers]
     slices: Slices
     users: Users
-
-
-def evaluate(
-    timeline: Timeline,
-    settings: EvaluationSettings,
-    from_ms: int,
-    to_ms: int | None = None,
-    *,
-    model: FrozenModel | None = None,
-    full: bool = True,
-    stage: Callable[[str, int], Callable[[int], None]] = lambda _name, _total: lambda _count: None,
-) -> dict[str, Any]:
-    """Measure.
-
-    Args:
-        timeline: the log (:func:`streamer.evaluation.timeline.read_timeline`).
-        settings: how.
-        from_ms: start of the evaluated span, epoch milliseconds.
-        to_ms: its end.
-        model: evaluated as it is, once; it should have learned from events before ``from_ms`` only. None: models are
-            trained on what lies before and refreshed.
-        full: with peers and ablations.
-        stage: begins a stage with its name and size, and returns what takes its advance.
-
-    Returns:
-        the document that ``facetstream evaluate --json`` prints.
-    """
-    requests = build_requests(timeline.log, from_ms, to_ms, settings.requests)
-    schedule = Schedule(
-        int(settings.tick_s * 1_000), None if settings.refresh_s is None else int(settings.refresh_s * 1_000)
-    )
-    outcomes = []
-    for seed in range(1 if model is not None else settings.seeds):
-        with tempfile.TemporaryDirectory(prefix="facetstream-evaluation-") as scratch:
-            steps = stage(f"train, seed {seed}", settings.training.steps)
-            made = lines(Stage(timeline.log, settings, Path(scratch), seed), model, steps, full=full)
-            past = Past(timeline, settings.counters.half_lives_s, settings.pool_s)
-            answered = stage(f"replay, seed {seed}", len(requests))
-            outcomes.append(replay(timeline, requests, past, made, schedule, from_ms, answered))
-    names = list(outcomes[0].records)
-    study = Study(
-        timeline.log,
-        requests,
-        outcomes,
-        {name: Answers.over(outcomes, name) for name in names},
-        Slices.of(timeline.log, requests, outcomes[0]),
-        Users(requests.user),
-    )
-    return document(study, settings, from_ms, to_ms)
 
 
 def document(study: Study, settings: EvaluationSettings, from_ms: int, to_ms: int | None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from streamer.evaluation import document, lineup
 from streamer.evaluation.lineup import Stage, lines
 from streamer.evaluation.past import Past
 from streamer.evaluation.replay import CUTS, Schedule, replay
-from streamer.evaluation.report import evaluate
 from streamer.evaluation.requests import build_requests
+from streamer.evaluation.run import evaluate
 from streamer.evaluation.timeline import timeline_of
 from tests.evaluation_logs import SETTINGS, Remembered, random_log
 
