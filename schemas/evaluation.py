@@ -25,8 +25,14 @@ class EvaluationSettings(BaseModel):
     counters: CountersConfig = CountersConfig()
     rebalance: RebalanceConfig = RebalanceConfig()
     retrieval: RetrievalConfig = RetrievalConfig(vote_share=0.0, scan=60)
-    scans: tuple[int, ...] = Field(
-        default=(10, 20, 40, 80, 160), description="S of the curves of recall against items scored"
+    budgets: tuple[tuple[int, int, int], ...] = Field(
+        default=((0, 15, 10), (1, 15, 20), (2, 30, 20), (4, 60, 20), (8, 120, 20), (8, 120, 60)),
+        description="probes, leaves and members read in each: the curves of recall against items scored",
+    )
+    hybrid_prior: float = Field(
+        default=0.5,
+        ge=0,
+        description="weight of the prior in the retrieved half of hybrids, whose other half is ranked by it alone",
     )
     fetches: tuple[float, ...] = Field(
         default=(1, 2, 4, 8), description="over-fetch of multi-ANN in the curves of recall against items scored"

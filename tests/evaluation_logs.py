@@ -21,7 +21,7 @@ SETTINGS = EvaluationSettings.model_validate(
         "counters": {"half_lives_s": [60, 600]},
         "rebalance": {"low": 2, "high": 12},
         "retrieval": {"vote_share": 0.0, "scan": 100, "indices": 1_000, "probes": 1_000, "decay": 0},
-        "scans": [3, 30],
+        "budgets": [[0, 4, 3], [1, 8, 30]],
         "fetches": [1, 8],
         "training": {
             "steps": 4,

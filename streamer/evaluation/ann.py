@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel
     from streamer.evaluation.embeddings import Embeddings
     from streamer.evaluation.past import Past
-    from streamer.evaluation.prior import Worth
+    from streamer.evaluation.prior import Gains, Worth
 
 _LINKS: Final = 16
 _BUILD_BREADTH: Final = 80
@@ -118,7 +118,7 @@ class MultiAnn:
     nested = False
 
     def __init__(
-        self, name: str, past: Past, embeddings: Embeddings, graphs: Graphs, fetch: float, worth: Worth | None = None
+        self, name: str, past: Past, embeddings: Embeddings, graphs: Graphs, fetch: float, worth: Gains | None = None
     ) -> None:
         self.name = name
         self._past = past

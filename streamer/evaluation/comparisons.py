@@ -182,7 +182,7 @@ def _hits(study: Study, comparison: Comparison, name: str, cut: int) -> F64:
     if not comparison.equal_scored:
         return study.answers[name].hits[cut]
     level = study.answers[comparison.theirs[0]].scored[cut]
-    curve = [answers for each, answers in study.answers.items() if each == name or each.startswith(f"{name}, S=")]
+    curve = [answers for each, answers in study.answers.items() if each == name or lineup.is_on_curve(each, name)]
     return at_scored(curve, cut, level)
 
 

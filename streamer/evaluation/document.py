@@ -19,6 +19,11 @@ from streamer.evaluation import lineup
 from streamer.evaluation.plots import draw
 
 _TITLES: Final = {"globo": "News clicks (globo)", "movielens": "Films (MovieLens small)"}
+_NOTES: Final = {
+    "globo": "The data hold neither texts nor creation times: content is coarse buckets of the article id, which "
+    "follow categories, and an article is dated by its first click. Those of the first two days are older than that.\n",
+    "movielens": "Titles, genres and tags as they came; a film is dated by its first rating or tag.\n",
+}
 _PAPER: Final = {
     "rebalancing": "-18.47 %",
     "facets 3 -> 1, the first one's index": "-13.81 %",
@@ -63,17 +68,21 @@ def main(paths: list[Path]) -> int:
 def _part(found: dict[str, Any], folder: Path) -> str:
     blocks = [
         f"\n## {_TITLES.get(found['data_set'], found['data_set'])}\n",
+        _NOTES.get(found["data_set"], ""),
         _protocol(found),
         "### What was wished for\n",
         *(_comparison(each) for each in found["comparisons"]["wished"]),
         "### All systems\n",
-        _systems(found),
+        _systems([system for system in found["systems"] if " leaves x " not in system["name"]]),
         "### Ablations\n",
         _ablations(found),
         "### Where it loses\n",
         _losses(found),
         "### The index at the end\n",
         _health(found),
+        "### Budgets\n",
+        "Recall against items scored: leaves chosen x members read in each.\n",
+        _systems([system for system in found["systems"] if " leaves x " in system["name"]]),
         *(f"![{title}]({folder.name}/{name})\n" for title, name in draw(found, folder)),
     ]
     return "\n".join(blocks)
@@ -88,7 +97,7 @@ def _protocol(found: dict[str, Any]) -> str:
         f"Trained on what happened before {_moment(window['from_ms'])}, asked from there to {to}: "
         f"{found['queries']} requests of {found['users']} users, a sample of {found['eligible']} "
         f"({found['left_out']} more had a target outside of the pool, which nobody can find); "
-        f"{slices['fresh']} fresh, {slices['tail']} tail, {slices['cold']} cold. {found['seeds']} seeds. "
+        f"{slices['fresh']} fresh, {slices['tail']} tail, {slices['cold']} cold. Models trained: {found['seeds']}. "
         f"Pool: {pool}, {found['pool_range'][0]} to {found['pool_range'][1]} items. "
         + ("Models are never refreshed.\n" if refresh is None else f"Models are refreshed every {refresh:g} s.\n")
     )
@@ -115,12 +124,12 @@ def _comparison(comparison: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _systems(found: dict[str, Any]) -> str:
+def _systems(systems: list[dict[str, Any]]) -> str:
     lines = [
         "| system | " + " | ".join(title for title, _ in _COLUMNS) + " | scored | q/s |",
         "|---" * (len(_COLUMNS) + 3) + "|",
     ]
-    for system in found["systems"]:
+    for system in systems:
         cells = [_number(system[key]) for _, key in _COLUMNS]
         if (bounds := system["recall@100_interval"])[0] is not None:
             cells[0] += f" ({_number(bounds[0])} to {_number(bounds[1])})"
@@ -155,7 +164,13 @@ def _losses(found: dict[str, Any]) -> str:
         for figure in comparison["figures"]
         if figure["met"] is False
     ]
-    named = {system["name"]: system for system in found["systems"]}
+    lines += [
+        f"- {comparison['title']}: {comparison['rate']['ratio']:.2g} x the queries a second, "
+        f"wanted {comparison['rate']['wanted']:g} x."
+        for comparison in found["comparisons"]["wished"]
+        if comparison["rate"] is not None and not comparison["rate"]["met"]
+    ]
+    named = {system["name"]: system for system in found["systems"] if " leaves x " not in system["name"]}
     for ours in (lineup.MFLI_PRIOR, lineup.HYBRID):
         if ours not in named:
             continue
@@ -186,7 +201,8 @@ def _health(found: dict[str, Any]) -> str:
         )
     for line, refreshes in found["refreshes"].items():
         if refreshes["count"]:
-            parts = ", ".join(f"{kind} {seconds:.2g} s" for kind, seconds in refreshes["mean_s"].items())
+            shown = {kind: seconds for kind, seconds in refreshes["mean_s"].items() if seconds >= 0.01}
+            parts = ", ".join(f"{kind} {seconds:.2g} s" for kind, seconds in shown.items())
             longest = f"the longest {refreshes['max_s']:.1f} s"
             lines.append(f"\nRefreshes of the {line} line: {refreshes['count']}, mean {parts}; {longest}.")
     return "\n".join(lines) + "\n"

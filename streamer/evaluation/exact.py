@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model_runtime.runtime import FrozenModel
     from streamer.evaluation.embeddings import Embeddings
     from streamer.evaluation.past import Past
-    from streamer.evaluation.prior import Worth
+    from streamer.evaluation.prior import Gains
 
 
 class Pool:
@@ -56,7 +56,7 @@ class Exact:
 
     nested = True
 
-    def __init__(self, name: str, pool: Pool, embeddings: Embeddings, worth: Worth | None = None) -> None:
+    def __init__(self, name: str, pool: Pool, embeddings: Embeddings, worth: Gains | None = None) -> None:
         self.name = name
         self._pool = pool
         self._embeddings = embeddings

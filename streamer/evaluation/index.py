@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamer.evaluation.coding import Coding
     from streamer.evaluation.embeddings import Embeddings
     from streamer.evaluation.past import Past
-    from streamer.evaluation.prior import Worth
+    from streamer.evaluation.prior import Gains
 
 _ITEMS: Final = "items-0"
 _ENGAGEMENTS: Final = "engagements-0"
@@ -268,7 +268,7 @@ class Mfli:
     """
 
     def __init__(
-        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Worth | None = None, seed: int = 0
+        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Gains | None = None, seed: int = 0
     ) -> None:
         self.name = name
         self.nested = settings.vote_share == 0  # shares are of k
@@ -280,9 +280,9 @@ class Mfli:
 
     def answer(self, asked: Questions, k: int) -> Found:
         """See :class:`streamer.evaluation.system.System`."""
-        learned = self._worth if self._worth is not None and self._worth.learned else None
+        again = self._worth if self._worth is not None and self._worth.rescored else None
         settings = self._settings.model_copy(update={"k": k})
-        if learned is not None:
+        if again is not None:
             settings = self._bare.model_copy(update={"k": max(k, settings.scan * settings.indices)})
         requests = [
             self._live.request(self._chosen(triggers[triggers >= 0]), seen, self._seed)
@@ -292,8 +292,8 @@ class Mfli:
         scored = np.empty(len(asked), np.int64)
         for at, found in enumerate(retrieve_many(self._live.reader, requests, settings, asked.now_ms)):
             mine = self._live.rows(found.ordinals)
-            if learned is not None:
-                mine = mine[top(found.scores + learned.scores[mine], k)]
+            if again is not None:
+                mine = mine[top(found.scores + again.scores[mine], k)]
             rows[at, : len(mine)] = mine[:k]
             scored[at] = found.scored
         return Found(rows, scored)
@@ -315,7 +315,7 @@ class Unselective(Mfli):
     """
 
     def __init__(
-        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Worth, facets: int, seed: int
+        self, name: str, live: LiveIndex, settings: RetrievalConfig, worth: Gains, facets: int, seed: int
     ) -> None:
         super().__init__(name, live, settings, worth, seed)
         self._most = max(1, settings.indices // facets)

@@ -13,7 +13,7 @@ from streamer.evaluation.index import Lineup, LiveIndex, Mfli, Unselective
 from streamer.evaluation.learner import FirstOnly, Fixed, Learner, Trained
 from streamer.evaluation.lists import Clicked, Halves, Listed, Newest
 from streamer.evaluation.neighbours import CoEngaged, Histories
-from streamer.evaluation.prior import Worth
+from streamer.evaluation.prior import Lighter, Worth
 from streamer.evaluation.replay import Line, Team
 
 if TYPE_CHECKING:
@@ -53,9 +53,14 @@ EAGER: Final = "MFLI + prior, no delayed start"
 TRAINED_ALONE: Final = "MFLI + prior, one facet trained alone"
 
 
-def scanned(name: str, scan: int) -> str:
+def on_curve(name: str, leaves: int, scan: int) -> str:
     """Name of a system on the curve of recall against items scored."""
-    return f"{name}, S={scan}"
+    return f"{name}, {leaves} leaves x {scan}"
+
+
+def is_on_curve(each: str, name: str) -> bool:
+    """Whether a system is on the curve of another."""
+    return each.startswith(f"{name}, ") and " leaves x " in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,8 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
     first = stage.index(past, embeddings, "one-facet", CoTrained(1))
     unbalanced = stage.index(past, embeddings, "unbalanced", CoTrained(), balanced=False)
     alike, with_prior = _with_and_without(index, stage, worth)
-    twice = MultiAnn(ANN_PRIOR.format(2), past, embeddings, graphs, 2, worth)
+    lighter = Lighter(worth, settings.hybrid_prior)
+    twice = MultiAnn(ANN_PRIOR.format(2), past, embeddings, graphs, 2, lighter)
     systems: list[System] = [
         Listed(POPULAR, Clicked(past, None)),
         Listed(DECAYED, Clicked(past, -1)),
@@ -156,10 +162,10 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
         Mfli(RQ, fitted, settings.retrieval, worth),
         *_curve(RQ, fitted, stage, worth),
         Mfli(ONE_FACET, first, settings.retrieval, worth),
-        *_curve(ONE_FACET, first, stage, worth),
+        *_curve(ONE_FACET, first, stage, worth, model.manifest.facets),
         Mfli(UNBALANCED, unbalanced, settings.retrieval, worth),
         *_curve(UNBALANCED, unbalanced, stage, worth),
-        Halves(HYBRID, worth, with_prior),
+        Halves(HYBRID, worth, Mfli(MFLI_PRIOR, index, settings.retrieval, lighter)),
         Halves(HYBRID_ANN, worth, twice),
         *_selections(index, stage, worth, model.manifest.facets),
     ]
@@ -171,20 +177,25 @@ def _frozen(stage: Stage, past: Past, model: FrozenModel) -> Team:
     embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     pool = Pool(past, embeddings)
     index = stage.index(past, embeddings, "frozen", CoTrained())
-    retrieval = Mfli(FROZEN, index, stage.settings.retrieval, worth)
+    lighter = Lighter(worth, stage.settings.hybrid_prior)
     systems: list[System] = [
         Exact(EXACT_FROZEN, pool, embeddings),
-        retrieval,
+        Mfli(FROZEN, index, stage.settings.retrieval, worth),
         *_curve(FROZEN, index, stage, worth),
-        Halves(HYBRID_FROZEN, worth, retrieval),
+        Halves(HYBRID_FROZEN, worth, Mfli(FROZEN, index, stage.settings.retrieval, lighter)),
     ]
     return Team([embeddings, worth, pool, index], systems, {FROZEN: index})
 
 
 def _alone(stage: Stage, past: Past, model: FrozenModel, name: str, place: str) -> Team:
+    """The index alone, of a model that was trained differently."""
+    alone = len(stage.settings.training.labels) // model.manifest.facets
     embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     index = stage.index(past, embeddings, place, CoTrained())
-    systems: list[System] = [Mfli(name, index, stage.settings.retrieval, worth), *_curve(name, index, stage, worth)]
+    systems: list[System] = [
+        Mfli(name, index, stage.settings.retrieval, worth),
+        *_curve(name, index, stage, worth, alone),
+    ]
     return Team([embeddings, worth, index], systems, {name: index})
 
 
@@ -193,9 +204,11 @@ def _with_and_without(index: LiveIndex, stage: Stage, worth: Worth) -> tuple[Mfl
     return Mfli(MFLI, index, settings), Mfli(MFLI_PRIOR, index, settings, worth)
 
 
-def _curve(name: str, index: LiveIndex, stage: Stage, worth: Worth) -> Iterator[System]:
-    for scan in stage.settings.scans:
-        yield Mfli(scanned(name, scan), index, stage.settings.retrieval.model_copy(update={"scan": scan}), worth)
+def _curve(name: str, index: LiveIndex, stage: Stage, worth: Worth, alone: int = 1) -> Iterator[System]:
+    """Budgets; an index of one facet alone gets as many leaves of that as others of all (``alone``)."""
+    for probes, leaves, scan in stage.settings.budgets:
+        update = {"probes": alone * (1 + probes) - 1, "indices": leaves, "scan": scan}
+        yield Mfli(on_curve(name, leaves, scan), index, stage.settings.retrieval.model_copy(update=update), worth)
 
 
 def _selections(index: LiveIndex, stage: Stage, worth: Worth, facets: int) -> Sequence[System]:

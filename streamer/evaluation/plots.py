@@ -51,7 +51,7 @@ def _curves(found: dict[str, Any], key: str) -> dict[str, Points]:
     named = {system["name"]: system for system in found["systems"]}
     out: dict[str, Points] = {}
     for curve in _CURVES:
-        out[curve] = _points([system for name, system in named.items() if name.startswith(f"{curve}, S=")], key)
+        out[curve] = _points([system for name, system in named.items() if lineup.is_on_curve(name, curve)], key)
     over = [system for name, system in named.items() if name.startswith("multi-ANN ") and name.endswith("x + prior")]
     out["multi-ANN over-fetched + prior"] = _points(over, key)
     for name in _POINTS:

@@ -60,6 +60,47 @@ class LearnedPrior:
         return np.asarray(self._prior.temperature * g, np.float64)
 
 
+class Gains(Protocol):
+    """What items are worth, to be added to similarities.
+
+    Attributes:
+        rescored: whether the index cannot do so by itself.
+        scores: (N,) float32, -inf outside the pool.
+    """
+
+    @property
+    def rescored(self) -> bool:
+        """See above."""
+        ...
+
+    @property
+    def scores(self) -> F32:
+        """See above."""
+        ...
+
+
+class Lighter:
+    """The same with less weight.
+
+    Args:
+        worth: what weighs 1.
+        weight: 0 leaves similarity alone.
+    """
+
+    rescored = True
+
+    def __init__(self, worth: Worth, weight: float) -> None:
+        self._worth = worth
+        self._weight = np.float32(weight)
+
+    @property
+    def scores(self) -> F32:
+        """See :class:`Gains`."""
+        scores = self._worth.scores
+        known = np.isfinite(scores)
+        return np.where(known, self._weight * np.where(known, scores, 0), np.float32(-np.inf))
+
+
 class Worth:
     """What every item of the pool is worth as of the last news.
 
@@ -69,7 +110,7 @@ class Worth:
         model: in use.
 
     Attributes:
-        learned: whether the model has one.
+        rescored: whether the model has one of its own.
     """
 
     def __init__(self, past: Past, configured: RetrievalConfig, model: FrozenModel) -> None:
@@ -86,7 +127,7 @@ class Worth:
     def refresh(self, model: FrozenModel) -> None:
         """See :class:`streamer.evaluation.system.Follower`."""
         self._at = -1
-        self.learned = model.prior is not None
+        self.rescored = model.prior is not None
         self._prior: Prior = ConfiguredPrior(self._configured)
         if model.prior is not None:
             self._prior = LearnedPrior(model.prior, self._past.half_lives_s)

@@ -66,7 +66,7 @@ def test_the_best_of_several_is_taken_for_each_figure():
 def test_at_equal_items_scored_the_curve_decides():
     made = study(MFLI_PRIOR=(1.0, 100, 1), RQ=(0.5, 10, 1))
     low = Answers(dict.fromkeys(CUTS, np.zeros(REQUESTS)), dict.fromkeys(CUTS, 1.0))
-    made.answers[lineup.scanned(lineup.MFLI_PRIOR, 1)] = low
+    made.answers[lineup.on_curve(lineup.MFLI_PRIOR, 1, 1)] = low
     (only,) = comparisons(made)["wished"]
     assert only["equal_scored"]
     assert figure(only)["ours"] == pytest.approx(0.5)  # half way from 1 to 100 items, by their logarithms
