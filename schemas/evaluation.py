@@ -26,7 +26,7 @@ class EvaluationSettings(BaseModel):
     rebalance: RebalanceConfig = RebalanceConfig()
     retrieval: RetrievalConfig = RetrievalConfig(vote_share=0.0, scan=60)
     budgets: tuple[tuple[int, int, int], ...] = Field(
-        default=((0, 15, 10), (1, 15, 20), (2, 30, 20), (4, 60, 20), (8, 120, 20), (8, 120, 60)),
+        default=((0, 15, 10), (1, 30, 10), (2, 45, 10), (4, 60, 10), (4, 60, 20), (8, 120, 20)),
         description="probes, leaves and members read in each: the curves of recall against items scored",
     )
     hybrid_prior: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -60,7 +61,8 @@ def on_curve(name: str, leaves: int, scan: int) -> str:
 
 def is_on_curve(each: str, name: str) -> bool:
     """Whether a system is on the curve of another."""
-    return each.startswith(f"{name}, ") and " leaves x " in each
+    own = each.removeprefix(f"{name}, ")
+    return own != each and re.fullmatch(r"\d+ leaves x \d+", own) is not None
 
 
 @dataclass(frozen=True, slots=True)

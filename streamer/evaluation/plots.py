@@ -37,7 +37,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     add("by-hour", "Recall@100 over the day", ("hour, UTC", "Recall@100"), _known(hours))
     percent = [float(each) for each in range(101)]
     sizes = {name: (health["size_percentiles"], percent) for name, health in found["index"].items()}
-    add("leaf-sizes", "Leaf sizes at the end", ("items in a leaf", "% of leaves with at most that"), sizes)
+    add("leaf-sizes", "Leaf sizes at the end", ("items in a leaf", "% of leaves with at most that"), sizes, "x")
     usage = {
         name: (list(map(float, range(1, len(health["codeword_usage"]) + 1))), _shares(health["codeword_usage"]))
         for name, health in found["index"].items()

@@ -73,6 +73,13 @@ def test_at_equal_items_scored_the_curve_decides():
     assert figure(only)["gain"] == pytest.approx(0.0)
 
 
+def test_a_curve_is_of_one_system_only():
+    name = lineup.on_curve(lineup.UNBALANCED, 15, 20)
+    assert lineup.is_on_curve(name, lineup.UNBALANCED)
+    assert not lineup.is_on_curve(name, lineup.MFLI_PRIOR)  # though that name begins alike
+    assert not lineup.is_on_curve(lineup.FEW.format(6), lineup.MFLI_PRIOR)
+
+
 def test_rates_are_by_the_time_of_the_timed_requests():
     ann = lineup.ANN_PRIOR.format(8)
     made = study(MFLI_PRIOR=(0.6, 1, 0.1), **{ann: (0.4, 1, 1.0)})
