@@ -10,9 +10,10 @@ from streamer.evaluation.ann import Graphs, MultiAnn
 from streamer.evaluation.coding import Coding, CoTrained, PostHoc
 from streamer.evaluation.embeddings import Embeddings
 from streamer.evaluation.exact import Exact, Pool
-from streamer.evaluation.index import Lineup, LiveIndex, Mfli, Unselective
+from streamer.evaluation.index import Lineup, LiveIndex
 from streamer.evaluation.learner import FirstOnly, Fixed, Learner, Trained
 from streamer.evaluation.lists import Clicked, Halves, Listed, Newest
+from streamer.evaluation.mfli import Mfli, Unselective
 from streamer.evaluation.neighbours import CoEngaged, Histories
 from streamer.evaluation.prior import Lighter, Worth
 from streamer.evaluation.replay import Line, Team

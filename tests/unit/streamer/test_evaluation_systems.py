@@ -10,9 +10,9 @@ from streamer.evaluation.ann import Graphs, MultiAnn
 from streamer.evaluation.coding import CoTrained, PostHoc
 from streamer.evaluation.embeddings import Embeddings
 from streamer.evaluation.exact import Exact, Pool
-from streamer.evaluation.index import Mfli, Unselective
 from streamer.evaluation.lineup import Stage
 from streamer.evaluation.lists import Clicked, Halves, Listed, Newest
+from streamer.evaluation.mfli import Mfli, Unselective
 from streamer.evaluation.neighbours import CoEngaged, Histories
 from streamer.evaluation.past import Past
 from streamer.evaluation.prior import ConfiguredPrior, Worth
