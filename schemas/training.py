@@ -51,6 +51,13 @@ class OverUseConfig(_Section):
         "below 1 / so many times",
     )
     decay: float = Field(default=0.98, ge=0, lt=1, description="of the usage average, per step")
+    revive_below: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="at the end of a fit or refresh a codeword below so much of its fair share is moved to where many "
+        "items are, whatever the kind",
+    )
     rarity: float = Field(
         default=0.5, ge=0, description="beta: an item counts (1 + its engagements) ** -beta in moving averages"
     )

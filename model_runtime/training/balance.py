@@ -160,3 +160,33 @@ def start_layer(
             residuals = fx.snap(residuals - book[nearest(residuals, book)[0]], fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
         books.append(kmeans(residuals, size, _ITERATIONS, rng))
     return np.stack(books)
+
+
+def revive(
+    vectors: npt.NDArray[np.float32], codewords: npt.NDArray[np.float32], least: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """The codewords, with each that next to nothing chooses moved onto an item of the fullest one: (F, L, M, d).
+
+    Without this a codeword that items left stays behind for good, as neither softmax nor anchor reach it. Layers are
+    taken in order, each on what the layers before it leave over now.
+
+    Args:
+        vectors: (n, F, d) current embeddings.
+        codewords: (F, L, M, d); left as they are.
+        least: share of the fair share 1 / M below which a codeword is moved.
+        rng: picks the items.
+    """
+    moved = fx.snap(codewords, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+    facets, layers, size, _ = moved.shape
+    for facet in range(facets):
+        residuals = fx.snap(vectors[:, facet], fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+        for layer in range(layers):
+            book = moved[facet, layer]
+            codes, _ = nearest(residuals, book)
+            counts = np.bincount(codes, minlength=size)
+            for word in np.flatnonzero(counts < least * len(codes) / size).tolist():
+                book[word] = residuals[rng.choice(np.flatnonzero(codes == counts.argmax()))]
+                codes, _ = nearest(residuals, book)
+                counts = np.bincount(codes, minlength=size)
+            residuals = fx.snap(residuals - book[codes], fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
+    return moved

@@ -19,8 +19,9 @@ import torch
 
 from model_runtime.encoder import Encoder
 from model_runtime.features import FeatureBatch, extract
+from model_runtime.fixed_point import CODEWORD_BITS
 from model_runtime.training import losses
-from model_runtime.training.balance import over_use, start_layer
+from model_runtime.training.balance import over_use, revive, start_layer
 from model_runtime.training.batches import Batch, BatchSource, FacetBatch
 from model_runtime.training.state import below, encoder_shape
 from schemas.errors import UsageError
@@ -134,6 +135,16 @@ class Learning:
             with torch.no_grad():
                 self.codewords[:, self._state.started] = torch.from_numpy(begun).to(self._device)
             self._state.started += 1
+
+    @torch.no_grad()
+    def revive(self) -> None:
+        """Move codewords that next to no item chooses to where items are."""
+        vectors, books = self._sample_vectors(), self.codewords.cpu().numpy()
+        moved = revive(vectors, books, self.config.over_use.revive_below, self._state.rng)
+        elsewhere = (np.abs(moved - books) > 2.0**-CODEWORD_BITS).any(axis=-1)
+        self.codewords[torch.from_numpy(elsewhere).to(self._device)] = torch.from_numpy(moved[elsewhere]).to(
+            self._device
+        )
 
     @torch.no_grad()
     def _sample_vectors(self) -> Float32Array:

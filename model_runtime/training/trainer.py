@@ -233,6 +233,7 @@ class Trainer:
             if watch is not None and watch.stop(learning, state.step, layers):
                 break
         learning.start_layers(config.layers)  # those that a spent time budget left out
+        learning.revive()
         state.metrics |= {
             "final_loss": float(np.mean(last or [math.nan])),
             "steps": float(state.step),
@@ -248,6 +249,7 @@ class Trainer:
         for step in range(steps):
             parts = learning.step(self.config.layers, self._rates(refresh.rate, refresh.codebook_rate))
             _tell(on_step, step + 1, parts, self.config.layers)
+        learning.revive()
         learning.put_back()
         return steps
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model_runtime.training import losses
-from model_runtime.training.balance import active_layers, over_use, start_layer
+from model_runtime.training.balance import active_layers, over_use, revive, start_layer
 from model_runtime.training.report import code_report, similarity_by_leaf, usage_of
 from schemas.training import OverUseConfig
 
@@ -182,6 +182,22 @@ def test_a_layer_starts_from_what_earlier_layers_leave_over():
     vectors = (words[0, 0][:, None] + offsets).reshape(4, 1, 2)
     started = start_layer(np.tile(vectors, (5, 1, 1)), words, 1, rng)
     assert sorted(started[0].tolist()) == sorted(offsets.tolist())
+
+
+def test_codewords_that_nothing_chooses_move_to_where_the_items_are():
+    rng = np.random.default_rng(0)
+    vectors = (np.repeat([[1.0, 0.0], [0.0, 1.0]], [90, 10], axis=0) + rng.normal(0, 0.1, (100, 2)))[:, None]
+    words = np.zeros((1, 2, 4, 2), np.float32)
+    words[0, 0] = [[1, 0], [0, 1], [-1, -1], [-1, 0]]
+    words[0, 1, 1:] = 1.5  # everything chooses the first
+    moved = revive(vectors.astype(np.float32), words, 0.05, rng)
+    assert np.array_equal(moved[0, 0, :2], words[0, 0, :2])
+    residuals = vectors[:, 0]
+    for layer in range(2):
+        codes = ((residuals[:, None] - moved[0, layer]) ** 2).sum(-1).argmin(1)
+        assert len(np.unique(codes)) == 4
+        residuals = residuals - moved[0, layer, codes]
+    assert np.array_equal(revive(vectors.astype(np.float32), moved, 0.0, rng), moved)
 
 
 def test_even_use_has_full_perplexity_and_no_inequality():
