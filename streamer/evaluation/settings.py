@@ -19,14 +19,14 @@ def load_settings(path: Path | None, training: Path | None = None) -> Evaluation
 
     Args:
         path: of an evaluation.
-        training: settings as ``facetstream train --settings`` takes them, instead of the section ``training``.
+        training: settings as ``facetstream train --settings`` takes them; the section ``training`` overrides them.
 
     Raises:
         ConfigError: naming the key that is wrong.
     """
     given = _toml(path)
     if training is not None:
-        given["training"] = _toml(training)
+        given["training"] = _toml(training) | given.get("training", {})
     try:
         return EvaluationSettings.model_validate(given)
     except ValidationError as error:

@@ -71,6 +71,13 @@ def test_wrong_settings_are_named(tmp_path):
         load_settings(None, tmp_path / "training.toml")
 
 
+def test_a_section_of_the_evaluation_overrides_the_settings_of_training(tmp_path):
+    (tmp_path / "evaluation.toml").write_text("[training.refresh]\nsteps = 7")
+    (tmp_path / "training.toml").write_text("steps = 9\n[refresh]\nsteps = 8")
+    found = load_settings(tmp_path / "evaluation.toml", tmp_path / "training.toml").training
+    assert (found.steps, found.refresh.steps) == (9, 7)
+
+
 def test_the_shipped_settings_are_read():
     for name in ("globo", "movielens"):
         from pathlib import Path
