@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from model_runtime.runtime import FrozenModel
     from model_runtime.training.data import TrainingLog
+    from schemas.config import RetrievalConfig
     from schemas.evaluation import EvaluationSettings
     from streamer.evaluation.past import Past
     from streamer.evaluation.system import Follower, System
@@ -164,7 +165,7 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
         *_curve(MFLI_PRIOR, index, stage, worth),
         Mfli(RQ, fitted, settings.retrieval, worth),
         *_curve(RQ, fitted, stage, worth),
-        Mfli(ONE_FACET, first, settings.retrieval, worth),
+        Mfli(ONE_FACET, first, _as_many_leaves(settings.retrieval, model.manifest.facets), worth),
         *_curve(ONE_FACET, first, stage, worth, model.manifest.facets),
         Mfli(UNBALANCED, unbalanced, settings.retrieval, worth),
         *_curve(UNBALANCED, unbalanced, stage, worth),
@@ -196,7 +197,7 @@ def _alone(stage: Stage, past: Past, model: FrozenModel, name: str, place: str) 
     embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     index = stage.index(past, embeddings, place, CoTrained())
     systems: list[System] = [
-        Mfli(name, index, stage.settings.retrieval, worth),
+        Mfli(name, index, _as_many_leaves(stage.settings.retrieval, alone), worth),
         *_curve(name, index, stage, worth, alone),
     ]
     return Team([embeddings, worth, index], systems, {name: index})
@@ -208,10 +209,14 @@ def _with_and_without(index: LiveIndex, stage: Stage, worth: Worth) -> tuple[Mfl
 
 
 def _curve(name: str, index: LiveIndex, stage: Stage, worth: Worth, alone: int = 1) -> Iterator[System]:
-    """Budgets; an index of one facet alone gets as many leaves of that as others of all (``alone``)."""
     for probes, leaves, scan in stage.settings.budgets:
-        update = {"probes": alone * (1 + probes) - 1, "indices": leaves, "scan": scan}
-        yield Mfli(on_curve(name, leaves, scan), index, stage.settings.retrieval.model_copy(update=update), worth)
+        settings = stage.settings.retrieval.model_copy(update={"probes": probes, "indices": leaves, "scan": scan})
+        yield Mfli(on_curve(name, leaves, scan), index, _as_many_leaves(settings, alone), worth)
+
+
+def _as_many_leaves(settings: RetrievalConfig, alone: int) -> RetrievalConfig:
+    """For an index of one facet where others have so many: the triggers vote for as many leaves of it as of all."""
+    return settings.model_copy(update={"probes": alone * (1 + settings.probes) - 1})
 
 
 def _selections(index: LiveIndex, stage: Stage, worth: Worth, facets: int) -> Sequence[System]:
