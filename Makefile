@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 KAFKA_PORT ?= 9092
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test chaos check format bench kafka lock clean
+.PHONY: help setup demo test chaos check format bench evaluate kafka lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,19 @@ format: $(READY) ## put the code into shape
 bench: $(READY) ## all benchmarks; results as JSON under benchmarks/results
 	$(BIN)/python -m benchmarks
 
+evaluate: $(READY) ## the learner against its peers on real data; rewrites docs/evaluation.md (hours; news need GLOBO=clicks.parquet)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/facetstream import movielens examples/ml-latest-small evaluation-work/movielens --overwrite
+	$(BIN)/facetstream evaluate --events evaluation-work/movielens --out docs/evaluation/movielens.json \
+		--settings examples/movielens-evaluation.toml --training examples/movielens-training.toml $(EVALUATE)
+ifdef GLOBO
+	$(BIN)/facetstream import globo $(GLOBO) evaluation-work/globo --overwrite
+	$(BIN)/facetstream evaluate --events evaluation-work/globo --out docs/evaluation/globo.json \
+		--from 2017-10-10T03:00:00Z --to 2017-10-12T03:00:00Z \
+		--settings examples/globo-evaluation.toml --training examples/globo-training.toml $(EVALUATE)
+endif
+	$(BIN)/python -m streamer.evaluation.document docs/evaluation/*.json
+
 kafka: $(READY) ## a broker with our topics on port 9092 (KAFKA_PORT), until Ctrl-C, for those without one
 	$(BIN)/python -m tests.kafka.broker $(KAFKA_PORT)
 
@@ -49,4 +62,4 @@ lock: $(READY) ## write the installed versions to constraints.txt
 	mv constraints.txt.new constraints.txt
 
 clean: ## remove everything that was made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-work tests/kafka/target benchmarks/results
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-work evaluation-work tests/kafka/target benchmarks/results

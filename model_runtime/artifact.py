@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,20 @@ from safetensors.numpy import save as tensors_to_bytes
 from model_runtime import fixed_point as fx
 from model_runtime.codebook import too_long
 from model_runtime.encoder import EncoderShape, weight_grid
-from schemas.artifact import ArtifactManifest, FacetLabel, TrainingWindow
+from model_runtime.prior import PRIOR_BITS, PRIOR_LIMIT, PriorShape
+from schemas.artifact import ArtifactManifest, FacetLabel, PriorSpec, TrainingWindow
 from schemas.errors import ArtifactError
 
 Float32Array = npt.NDArray[np.float32]
+U64Array = npt.NDArray[np.uint64]
 
 MANIFEST: Final = "manifest.json"
 ENCODER: Final = "encoder.safetensors"
 CODEBOOK: Final = "codebook.safetensors"
+PRIOR: Final = "prior.safetensors"
+_ID_KEYS: Final = "id_keys"
 FORMAT_VERSION: Final = 1
+_Expected = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +45,15 @@ class Artifact:
         manifest: names the SHA-256 of each file.
         encoder: weights by name, float32 on the frozen encoder's grid.
         codewords: (F, L, M, d) float32 on the codeword grid.
+        id_keys: (ids,) uint64, ascending: hash of the identifier that each id row belongs to.
+        prior: weights by name on the frozen prior's grid; empty where the manifest has no prior.
     """
 
     manifest: ArtifactManifest
     encoder: dict[str, Float32Array]
     codewords: Float32Array
+    id_keys: U64Array
+    prior: dict[str, Float32Array]
 
 
 def shape_of(manifest: ArtifactManifest) -> EncoderShape:
@@ -54,9 +63,23 @@ def shape_of(manifest: ArtifactManifest) -> EncoderShape:
         ArtifactError: a width is too large to compute exactly.
     """
     try:
-        return EncoderShape(manifest.features, manifest.facets, manifest.dim, manifest.token_dim, manifest.hidden)
+        return EncoderShape(
+            manifest.features, manifest.facets, manifest.dim, manifest.token_dim, manifest.hidden, manifest.ids
+        )
     except ValueError as error:
         raise ArtifactError(f"manifest of model {manifest.name!r}: {error}") from error
+
+
+def prior_shape_of(spec: PriorSpec) -> PriorShape:
+    """The prior that a manifest describes.
+
+    Raises:
+        ArtifactError: a width is too large to compute exactly.
+    """
+    try:
+        return PriorShape(spec.half_lives_s, spec.hidden)
+    except ValueError as error:
+        raise ArtifactError(f"manifest: {error}") from error
 
 
 def assemble(
@@ -69,10 +92,15 @@ def assemble(
     labels: tuple[FacetLabel, ...],
     window: TrainingWindow,
     metrics: dict[str, float],
+    id_keys: U64Array | None = None,
+    table_exponent: int = 0,
+    prior: tuple[PriorSpec, dict[str, Float32Array]] | None = None,
 ) -> Artifact:
     """An artifact of grid weights, with the hashes its files will have."""
     facets, layers, size, dim = codewords.shape
-    files = {ENCODER: tensors_to_bytes(encoder), CODEBOOK: tensors_to_bytes({"codewords": codewords})}
+    keys = np.zeros(0, np.uint64) if id_keys is None else id_keys
+    prior_weights = {} if prior is None else prior[1]
+    files = _tensor_files(encoder, codewords, keys, prior_weights)
     manifest = ArtifactManifest(
         name=name,
         version=version,
@@ -82,13 +110,28 @@ def assemble(
         dim=dim,
         token_dim=shape.token_dim,
         hidden=shape.hidden,
+        ids=len(keys),
+        table_exponent=table_exponent,
+        prior=None if prior is None else prior[0],
         features=shape.features,
         labels=labels,
         window=window,
         metrics=metrics,
         files={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
     )
-    return Artifact(manifest, encoder, codewords)
+    return Artifact(manifest, encoder, codewords, keys, prior_weights)
+
+
+def _tensor_files(
+    encoder: dict[str, Float32Array], codewords: Float32Array, id_keys: U64Array, prior: dict[str, Float32Array]
+) -> dict[str, bytes]:
+    named: dict[str, npt.NDArray[Any]] = dict(encoder)
+    if len(id_keys):
+        named[_ID_KEYS] = id_keys
+    files = {ENCODER: tensors_to_bytes(named), CODEBOOK: tensors_to_bytes({"codewords": codewords})}
+    if prior:
+        files[PRIOR] = tensors_to_bytes(prior)
+    return files
 
 
 def with_metrics(artifact: Artifact, metrics: dict[str, float]) -> Artifact:
@@ -106,8 +149,7 @@ def save(artifact: Artifact, directory: Path) -> None:
         ArtifactError: the place is taken by something else, or cannot be written.
     """
     files = {
-        ENCODER: tensors_to_bytes(artifact.encoder),
-        CODEBOOK: tensors_to_bytes({"codewords": artifact.codewords}),
+        **_tensor_files(artifact.encoder, artifact.codewords, artifact.id_keys, artifact.prior),
         MANIFEST: (artifact.manifest.model_dump_json(indent=2) + "\n").encode(),
     }
     if _is_something_else(directory):
@@ -158,15 +200,30 @@ def load(directory: Path) -> Artifact:
     """
     manifest = read_manifest(directory)
     shape = shape_of(manifest)
-    encoder = _read_tensors(directory, ENCODER, manifest, shape.weights())
+    in_encoder = _float32(shape.weights())
+    if manifest.ids:
+        in_encoder[_ID_KEYS] = (np.dtype(np.uint64), (manifest.ids,))
+    tensors = _read_tensors(directory, ENCODER, manifest, in_encoder)
+    id_keys: U64Array = tensors.pop(_ID_KEYS, np.zeros(0, np.uint64))
+    if (id_keys[1:] <= id_keys[:-1]).any():
+        raise ArtifactError(f"{directory / ENCODER}: {_ID_KEYS} do not ascend; export the model again")
     book_shape = (manifest.facets, manifest.layers, manifest.codewords, manifest.dim)
-    codewords = _read_tensors(directory, CODEBOOK, manifest, {"codewords": book_shape})["codewords"]
-    for name, values in encoder.items():
+    codewords = _read_tensors(directory, CODEBOOK, manifest, _float32({"codewords": book_shape}))["codewords"]
+    prior: dict[str, Float32Array] = {}
+    if manifest.prior is not None:
+        prior = _read_tensors(directory, PRIOR, manifest, _float32(prior_shape_of(manifest.prior).weights()))
+    for name, values in tensors.items():
         _check_grid(directory / ENCODER, name, values, *weight_grid(name))
+    for name, values in prior.items():
+        _check_grid(directory / PRIOR, name, values, PRIOR_BITS, PRIOR_LIMIT)
     _check_grid(directory / CODEBOOK, "codewords", codewords, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
     if too_long(codewords):
         raise ArtifactError(f"{directory / CODEBOOK}: codewords are too long to compare exactly; train the model again")
-    return Artifact(manifest, encoder, codewords)
+    return Artifact(manifest, tensors, codewords, id_keys, prior)
+
+
+def _float32(shapes: dict[str, tuple[int, ...]]) -> _Expected:
+    return {name: (np.dtype(np.float32), shape) for name, shape in shapes.items()}
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -204,8 +261,8 @@ def read_manifest(directory: Path) -> ArtifactManifest:
 
 
 def _read_tensors(
-    directory: Path, file: str, manifest: ArtifactManifest, expected: dict[str, tuple[int, ...]]
-) -> dict[str, Float32Array]:
+    directory: Path, file: str, manifest: ArtifactManifest, expected: _Expected
+) -> dict[str, npt.NDArray[Any]]:
     path = directory / file
     content = _read_bytes(path)
     if file not in manifest.files:
@@ -223,11 +280,12 @@ def _read_tensors(
     if set(tensors) != set(expected):
         raise ArtifactError(f"{path} holds tensors {sorted(tensors)}, the manifest implies {sorted(expected)}")
     for name, values in tensors.items():
-        if values.dtype != np.float32:
-            raise ArtifactError(f"{path}: {name} is {values.dtype}, expected float32")
-        if values.shape != expected[name]:
-            raise ArtifactError(f"{path}: {name} has shape {values.shape}, the manifest implies {expected[name]}")
-    return tensors
+        dtype, shape = expected[name]
+        if values.dtype != dtype:
+            raise ArtifactError(f"{path}: {name} is {values.dtype}, expected {dtype}")
+        if values.shape != shape:
+            raise ArtifactError(f"{path}: {name} has shape {values.shape}, the manifest implies {shape}")
+    return dict(tensors)
 
 
 def _check_grid(path: Path, name: str, values: Float32Array, bits: int, limit: float) -> None:

@@ -1,11 +1,12 @@
 """The encoder: hashed bags -> pooled row -> MLP -> F unit vectors of length d. Once to train, once frozen.
 
-    p = sum_g gain[g] / sqrt(tokens_g) * sum of the table rows of bag g  (+ dense vector @ projection)
+    p = sum_g gain[g] / sqrt(tokens_g) * sum of the table rows of bag g  (+ id row)  (+ dense vector @ projection)
     h = p / rms(p);  h = relu(h W + b) for each hidden layer
     e = (h W_out + b_out) as (F, d), each row brought to length 1
 
 :class:`Encoder` is the trainable float32 module, :class:`FrozenEncoder` the same function of exported weights
-in exact arithmetic (:mod:`model_runtime.fixed_point`).
+in exact arithmetic (:mod:`model_runtime.fixed_point`). Identifiers have rows of their own, found by their
+64-bit hash and kept for items that training saw: an item that it never saw has none, and is its content.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ if TYPE_CHECKING:
     from schemas.artifact import FeatureSpec
 
 Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+U64Array = npt.NDArray[np.uint64]
+
+_POOLED: Final = ("table", "ids", "projection")
 _TOKEN_SPREAD: Final = 0.02
 _CHUNK: Final = 512  # rows of the MLP at a time: its activations stay in cache
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """Everything that fixes the shapes of an encoder's weights."""
+    """Everything that fixes the shapes of an encoder's weights; ``ids`` is how many identifiers have rows."""
 
     features: FeatureSpec
     facets: int
     dim: int
     token_dim: int
     hidden: tuple[int, ...]
+    ids: int = 0
 
     def __post_init__(self) -> None:
         for width in (self.token_dim, self.dim, *self.hidden):
@@ -52,6 +58,8 @@ class EncoderShape:
             "table": (self.features.buckets, self.token_dim),
             "gains": (len(group_names(self.features)),),
         }
+        if self.ids:
+            shapes["ids"] = (self.ids, self.token_dim)
         if self.features.dense_dim:
             shapes["projection"] = (self.features.dense_dim, self.token_dim)
         for layer, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
@@ -62,76 +70,84 @@ class EncoderShape:
 
 def weight_grid(name: str) -> tuple[int, float]:
     """Bits after the point and limit of a weight's values in a frozen encoder."""
-    if name in {"table", "gains"}:
+    if name in {"table", "ids", "gains"}:
         return fx.TABLE_BITS, fx.TABLE_LIMIT
     if name.endswith("bias"):
         return fx.WEIGHT_BITS, fx.BIAS_LIMIT
     return fx.WEIGHT_BITS, fx.WEIGHT_LIMIT
 
 
-def freeze(weights: dict[str, Float32Array]) -> dict[str, Float32Array]:
-    """Weights on the grid of the frozen encoder.
+def initial_weights(shape: EncoderShape, rng: np.random.Generator) -> dict[str, Float32Array]:
+    """Weights to begin with: token rows small, so that one that training never saw adds next to nothing; ids zero."""
+    weights: dict[str, Float32Array] = {}
+    for name, size in shape.weights().items():
+        if name == "gains":
+            weights[name] = np.ones(size, np.float32)
+        elif name == "ids" or name.endswith("bias"):
+            weights[name] = np.zeros(size, np.float32)
+        else:
+            spread = _TOKEN_SPREAD if name == "table" else size[0] ** -0.5
+            weights[name] = rng.standard_normal(size, np.float32) * np.float32(spread)
+    return weights
 
-    Table and projection are first scaled by one power of two so that they use the range of their grids; the
+
+def freeze(weights: dict[str, Float32Array]) -> tuple[dict[str, Float32Array], int]:
+    """Weights on the grid of the frozen encoder, and the exponent of what pools were scaled by.
+
+    Table, ids and projection are first scaled by one power of two so that they use the range of their grids; the
     norm after pooling takes the factor out again.
     """
     scaled = dict(weights)
-    pooled = [name for name in ("table", "projection") if name in weights]
+    pooled = [name for name in _POOLED if name in weights]
     fill = max(float(np.abs(weights[name]).max(initial=1e-9)) / weight_grid(name)[1] for name in pooled)
     _, exponent = np.frexp(fill)
     for name in pooled:
         scaled[name] = weights[name] * np.float32(2.0 ** -int(exponent))
-    return {name: fx.snap(values, *weight_grid(name)) for name, values in scaled.items()}
+    return {name: fx.snap(values, *weight_grid(name)) for name, values in scaled.items()}, -int(exponent)
+
+
+def thaw(weights: dict[str, Float32Array], exponent: int) -> dict[str, Float32Array]:
+    """What :func:`freeze` was given, but for rounding: to go on training."""
+    factor = np.float32(2.0**-exponent)
+    return {name: values * factor if name in _POOLED else values.copy() for name, values in weights.items()}
 
 
 class Encoder(torch.nn.Module):
     """The trainable encoder.
 
-    Token rows begin small: one that training never saw adds next to nothing to an item that has known ones.
-
     Args:
         shape: of the weights.
-        rng: draws the initial weights.
-        rows: train these rows of the table only, and expect batches whose tokens number them 0, 1, ...; the
-        other
-            rows keep their initial values. A table of 65,536 rows costs as much per step whether used or not.
+        weights: to begin with. Of table and ids any rows will do; tokens and id rows of batches then number these,
+            from 0. A table of 65,536 rows costs as much per step whether used or not.
     """
 
-    def __init__(
-        self, shape: EncoderShape, rng: np.random.Generator, rows: npt.NDArray[np.int32] | None = None
-    ) -> None:
+    def __init__(self, shape: EncoderShape, weights: dict[str, Float32Array]) -> None:
         super().__init__()
         self.shape = shape
-        self._rows = np.arange(shape.features.buckets, dtype=np.int32) if rows is None else rows
-        self._table: Float32Array = np.zeros(0, np.float32)
-        self.values = torch.nn.ParameterDict()
-        for name, size in shape.weights().items():
-            if name == "gains":
-                start: Float32Array = np.ones(size, np.float32)
-            elif name.endswith("bias"):
-                start = np.zeros(size, np.float32)
-            else:
-                spread = _TOKEN_SPREAD if name == "table" else size[0] ** -0.5
-                start = rng.standard_normal(size, np.float32) * np.float32(spread)
-            if name == "table":
-                self._table, start = start, start[self._rows]
-            self.values[_parameter(name)] = torch.nn.Parameter(torch.from_numpy(start))
+        self.values = torch.nn.ParameterDict(
+            {_parameter(name): torch.nn.Parameter(torch.tensor(weights[name])) for name in weights}
+        )
 
-    def forward(self, batch: FeatureBatch) -> torch.Tensor:
-        """Facet vectors (n, F, d) float32 of n items."""
+    def forward(self, batch: FeatureBatch, id_rows: Int64Array | None = None) -> torch.Tensor:
+        """Facet vectors (n, F, d) float32 of n items; ``id_rows`` is (n,), -1 for items without one."""
         values = self.values
+        device = values["gains"].device
         groups, n = batch.scale.shape
         bags = functional.embedding_bag(
-            torch.from_numpy(batch.tokens.astype(np.int64)),
+            torch.from_numpy(batch.tokens.astype(np.int64)).to(device),
             values["table"],
-            torch.from_numpy(batch.offsets),
+            torch.from_numpy(batch.offsets).to(device),
             mode="sum",
             include_last_offset=True,
         ).view(groups, n, -1)
-        weight = torch.from_numpy(batch.scale) * values["gains"][:, None]
+        weight = torch.from_numpy(batch.scale).to(device) * values["gains"][:, None]
         pooled = (bags * weight[:, :, None]).sum(0)
+        if "ids" in values and id_rows is not None:
+            known = np.flatnonzero(id_rows >= 0)
+            rows = values["ids"].index_select(0, torch.from_numpy(id_rows[known]).to(device))
+            pooled = pooled.index_add(0, torch.from_numpy(known).to(device), rows)
         if "projection" in values:
-            pooled = pooled + torch.from_numpy(batch.dense.astype(np.float32)) @ values["projection"]
+            pooled = pooled + torch.from_numpy(batch.dense.astype(np.float32)).to(device) @ values["projection"]
         hidden = functional.normalize(pooled, dim=-1, eps=1e-9) * self.shape.token_dim**0.5
         last = len(self.shape.hidden)
         for layer in range(last + 1):
@@ -140,16 +156,22 @@ class Encoder(torch.nn.Module):
                 hidden = torch.relu(hidden)
         return functional.normalize(hidden.view(n, self.shape.facets, self.shape.dim), dim=-1)
 
-    def export(self) -> dict[str, Float32Array]:
-        """All weights by name, on the frozen encoder's grid."""
-        weights = {name: self.values[_parameter(name)].detach().numpy() for name in self.shape.weights()}
-        table = self._table.copy()
-        table[self._rows] = weights["table"]
-        return freeze({**weights, "table": table})
+    def of(self, name: str) -> torch.nn.Parameter:
+        """A parameter by the name of its weight."""
+        parameter: torch.nn.Parameter = self.values[_parameter(name)]
+        return parameter
 
 
 def _parameter(name: str) -> str:
     return name.replace(".", "_")  # torch reserves the dot for nesting
+
+
+def find_ids(keys: U64Array, ids: U64Array) -> Int64Array:
+    """(n,) row of each hashed identifier in ascending ``keys`` (k,), -1 where it is not among them."""
+    if not len(keys):
+        return np.full(len(ids), -1, np.int64)
+    at = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
+    return np.where(keys[at] == ids, at, -1)
 
 
 class FrozenEncoder:
@@ -159,10 +181,19 @@ class FrozenEncoder:
         shape: what the weights' shapes follow from.
         weights: grid values by name, float32 (:meth:`EncoderShape.weights`, :func:`weight_grid`).
         device: where to compute.
+        id_keys: (ids,) uint64, ascending: the hash of each id row's item.
     """
 
-    def __init__(self, shape: EncoderShape, weights: dict[str, Float32Array], device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: EncoderShape,
+        weights: dict[str, Float32Array],
+        device: torch.device,
+        id_keys: U64Array | None = None,
+    ) -> None:
         self._shape = shape
+        self._id_keys = np.zeros(0, np.uint64) if id_keys is None else id_keys
+        self._ids = torch.from_numpy(weights["ids"]).to(device) if shape.ids else None
         self._device = device
         self._table = torch.from_numpy(weights["table"]).to(device)
         self._gains = weights["gains"]
@@ -205,6 +236,11 @@ class FrozenEncoder:
                 include_last_offset=True,
             )
             pooled += bags.mul_(weights[group, :, None])
+        if self._ids is not None:
+            rows = find_ids(self._id_keys, batch.ids)
+            known = np.flatnonzero(rows >= 0)
+            added = self._ids.index_select(0, torch.from_numpy(rows[known]).to(self._device))
+            pooled.index_add_(0, torch.from_numpy(known).to(self._device), added)  # distinct rows: no order of adding
         return pooled
 
     def _transform(self, rows: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from schemas.events import ItemContent
 
 # Salts: changing one changes what every model means.
-_WORD, _CHAR, _CATEGORY, _TAG, _LANGUAGE, _CREATOR, _ATTRIBUTE = range(1, 8)
+_WORD, _CHAR, _CATEGORY, _TAG, _LANGUAGE, _CREATOR, _ATTRIBUTE, _ID = range(1, 9)
 _LABELS: Final = ("category", "tag", "language", "creator", "attribute")
 _MAX_CHARS: Final = 1 << 18  # of one pass: bounds memory, keeps the arrays in cache
 _DENSE_BITS: Final = 20
@@ -53,12 +53,14 @@ class FeatureBatch:
         offsets: (G * n + 1,) int64, bag ``g * n + i`` is ``tokens[offsets[b]:offsets[b + 1]]``.
         scale: (G, n) float32, 1 / sqrt(tokens in the bag), 0 for an empty bag.
         dense: (n, dense_dim) float64, unit length on a grid of 2^-20, zero rows for items without one.
+        ids: (n,) uint64, hash of each item's identifier (:func:`hash_ids`), 0 where none is known.
     """
 
     tokens: npt.NDArray[np.int32]
     offsets: Int64Array
     scale: npt.NDArray[np.float32]
     dense: npt.NDArray[np.float64]
+    ids: U64Array
 
     def __len__(self) -> int:
         return int(self.scale.shape[1])
@@ -70,7 +72,7 @@ class FeatureBatch:
         lengths = self.offsets[bags + 1] - self.offsets[bags]
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         source = np.arange(offsets[-1]) + np.repeat(self.offsets[bags] - offsets[:-1], lengths)
-        return FeatureBatch(self.tokens[source], offsets, self.scale[:, rows], self.dense[rows])
+        return FeatureBatch(self.tokens[source], offsets, self.scale[:, rows], self.dense[rows], self.ids[rows])
 
 
 def group_names(spec: FeatureSpec) -> tuple[str, ...]:
@@ -83,8 +85,7 @@ def check_embedding(content: ItemContent, spec: FeatureSpec) -> None:
     """Refuse a dense vector that does not fit the spec; an item without one always fits.
 
     Raises:
-        RecordError: reason ``wrong_dimension``; also when the model takes no dense vectors at all, because an
-        item
+        RecordError: reason ``wrong_dimension``; also when the model takes no dense vectors at all, because an item
             whose vector is dropped silently would be indexed by half of what its producer sent.
     """
     if content.embedding is None or len(content.embedding) == spec.dense_dim:
@@ -96,8 +97,15 @@ def check_embedding(content: ItemContent, spec: FeatureSpec) -> None:
     )
 
 
-def extract(contents: Sequence[ItemContent], spec: FeatureSpec) -> FeatureBatch:
+def extract(
+    contents: Sequence[ItemContent], spec: FeatureSpec, item_ids: Sequence[str | None] | None = None
+) -> FeatureBatch:
     """Features of a batch; an item's features do not depend on the rest of its batch.
+
+    Args:
+        contents: n items.
+        spec: what to take of them.
+        item_ids: (n,) their identifiers, None for an item without; left out, none is known.
 
     Raises:
         RecordError: an item's dense vector does not fit the spec (:func:`check_embedding`) or is not finite.
@@ -123,7 +131,18 @@ def extract(contents: Sequence[ItemContent], spec: FeatureSpec) -> FeatureBatch:
     np.cumsum(counts.ravel(), out=offsets[1:])
     roots = np.sqrt(np.maximum(counts, 1).astype(np.float32))
     scale = np.where(counts > 0, np.float32(1) / roots, np.float32(0))
-    return FeatureBatch(np.concatenate([tokens for tokens, _ in groups]), offsets, scale, dense)
+    ids = np.zeros(len(contents), np.uint64) if item_ids is None else hash_ids(item_ids)
+    return FeatureBatch(np.concatenate([tokens for tokens, _ in groups]), offsets, scale, dense, ids)
+
+
+def hash_ids(item_ids: Sequence[str | None]) -> U64Array:
+    """(n,) uint64, never 0 for an identifier; 0 for None. Unlike labels, identifiers are not folded."""
+    joined = "\0".join(item_id or "" for item_id in item_ids)
+    code_points = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    lengths = np.fromiter((len(item_id or "") for item_id in item_ids), np.int64, len(item_ids))
+    ends = np.cumsum(lengths + 1) - 1
+    hashes = splitmix64(span_hashes(prefix_hashes(code_points), ends - lengths, ends) ^ salt(_ID))
+    return np.where(lengths > 0, np.maximum(hashes, np.uint64(1)), np.uint64(0))
 
 
 def _cut_into_passes(titles: list[str], texts: list[str]) -> list[tuple[int, int]]:

@@ -12,9 +12,11 @@ from model_runtime import artifact as artifacts
 from model_runtime.codebook import Codebook, raw_indices
 from model_runtime.encoder import FrozenEncoder
 from model_runtime.features import check_embedding, extract
+from model_runtime.prior import Prior
 from model_runtime.untrained import untrained_artifact
 from schemas.artifact import ArtifactManifest, FeatureSpec
 from schemas.errors import ArtifactError
+from schemas.events import ItemCreated, ItemUpdated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +59,12 @@ class FrozenModel:
             torch.set_num_threads(threads)
         self._artifact = artifact
         self._spec = artifact.manifest.features
-        target = _device(device)
-        self._encoder = FrozenEncoder(artifacts.shape_of(artifact.manifest), artifact.encoder, target)
+        target = torch_device(device)
+        shape = artifacts.shape_of(artifact.manifest)
+        self._encoder = FrozenEncoder(shape, artifact.encoder, target, artifact.id_keys)
         self._codebook = Codebook(artifact.codewords, target)
+        spec = artifact.manifest.prior
+        self._prior = None if spec is None else Prior(artifacts.prior_shape_of(spec), artifact.prior, spec.temperature)
 
     @classmethod
     def load(cls, path: Path | str, device: str = "cpu", threads: int = 0) -> FrozenModel:
@@ -104,6 +109,11 @@ class FrozenModel:
         """(F, L, M, d) float32."""
         return self._artifact.codewords
 
+    @property
+    def prior(self) -> Prior | None:
+        """The learned prior g; None where the artifact has none."""
+        return self._prior
+
     def check(self, content: ItemContent) -> None:
         """Refuse content that this model cannot encode.
 
@@ -112,14 +122,22 @@ class FrozenModel:
         """
         check_embedding(content, self._spec)
 
-    def encode(self, contents: Sequence[ItemContent]) -> Encoded:
+    def encode(self, contents: Sequence[ItemContent], item_ids: Sequence[str | None] | None = None) -> Encoded:
         """Encode and assign a batch of any size, also an empty one.
+
+        Args:
+            contents: item events bring their identifier along.
+            item_ids: for contents that are no events: whose they are. One that training saw adds what was learned
+                of that very item.
 
         Raises:
             RecordError: a dense vector does not fit; :meth:`check` items before.
         """
-        vectors = self._encoder.encode(extract(contents, self._spec))
-        return self.assign(vectors)
+        if not self.manifest.ids:
+            item_ids = None
+        elif item_ids is None:
+            item_ids = [each.item_id if isinstance(each, ItemCreated | ItemUpdated) else None for each in contents]
+        return self.assign(self._encoder.encode(extract(contents, self._spec, item_ids)))
 
     def assign(self, vectors: npt.NDArray[np.float16]) -> Encoded:
         """Codes of vectors (n, F, d) float16 that are there already."""
@@ -135,13 +153,18 @@ class FrozenModel:
         artifacts.save(self._artifact, Path(directory))
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The CPU or a CUDA device that is there.
+
+    Raises:
+        ArtifactError: it is something else, or not there.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ArtifactError(f"model.device {name!r} is no torch device; use cpu or cuda") from error
+        raise ArtifactError(f"device {name!r} is no torch device; use cpu or cuda") from error
     if device.type not in {"cpu", "cuda"}:
-        raise ArtifactError(f"model.device {name!r} is not supported; use cpu or cuda")
+        raise ArtifactError(f"device {name!r} is not supported; use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ArtifactError(f"model.device is {name!r} but this machine offers torch no CUDA device; use cpu")
+        raise ArtifactError(f"device is {name!r} but this machine offers torch no CUDA device; use cpu")
     return device

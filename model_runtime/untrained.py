@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from model_runtime import artifact as artifacts
-from model_runtime.encoder import Encoder, EncoderShape, FrozenEncoder
+from model_runtime.encoder import EncoderShape, FrozenEncoder, freeze, initial_weights
 from model_runtime.features import extract
 from model_runtime.kmeans import residual_codebook
 from schemas.artifact import FacetLabel, FeatureSpec, TrainingWindow
@@ -31,7 +31,7 @@ def untrained_artifact(
     """An artifact that depends on its arguments alone, down to the hashes of its files."""
     shape = EncoderShape(features, facets, dim, token_dim, hidden)
     rng = np.random.default_rng(seed)
-    encoder = Encoder(shape, rng).export()
+    encoder, _ = freeze(initial_weights(shape, rng))
     sample = extract(_made_up(max(1_024, 8 * codewords), rng, features.dense_dim), features)
     vectors = FrozenEncoder(shape, encoder, torch.device("cpu")).encode(sample)
     return artifacts.assemble(

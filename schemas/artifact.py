@@ -31,22 +31,41 @@ class FeatureSpec(BaseModel):
 
 
 class FacetLabel(BaseModel):
-    """What makes two items a (trigger, candidate) pair for one facet.
+    """What makes two items a (trigger, candidate) pair for one facet: one user engaged with both, in this order.
 
     Attributes:
-        kind: ``next`` (engaged within ``window_s`` after the trigger), ``session`` (same session),
-            ``explicit`` (as ``next``, both with ``value`` >= ``min_value``), ``content`` (as ``next``, and
-            sharing a category).
+        kind: ``next`` (any such pair), ``session`` (of one session), ``later`` (of different sessions),
+            ``explicit`` (both with ``value`` >= ``min_value``), ``content`` (both agree in ``field``).
+        window_s: the trigger was engaged at most so long before; without meaning for ``session``.
+        min_value: for ``explicit``; unset, any value counts.
+        field: for ``content``: categories, tags, creator_id, language, or the name of an attribute.
         weight: w_f, the facet's weight in the loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["next", "session", "explicit", "content"]
+    kind: Literal["next", "session", "later", "explicit", "content"]
     window_s: int = Field(default=86_400, ge=1)
     min_value: float | None = None
+    field: str = "categories"
     weight: float = Field(default=1.0, gt=0)
+
+
+class PriorSpec(BaseModel):
+    """The learned prior in ``prior.safetensors``.
+
+    Attributes:
+        half_lives_s: of the decayed counts it reads, ascending, seconds; an index must keep these counters.
+        hidden: widths of its hidden layers.
+        temperature: a result's score is similarity / temperature + g.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    half_lives_s: tuple[int, ...] = Field(min_length=1, max_length=16)
+    hidden: tuple[int, ...] = ()
+    temperature: float = Field(gt=0)
 
 
 class TrainingWindow(BaseModel):
@@ -69,6 +88,9 @@ class ArtifactManifest(BaseModel):
         codewords: M, codewords per layer.
         dim: d, length of one facet embedding.
         hidden: widths of the MLP's hidden layers.
+        ids: how many items have a vector of their own, found by their identifier, beside their content.
+        table_exponent: token and id rows are 2 ** so many times those trained; a reader need not know.
+        prior: None where none was trained.
         metrics: figures measured when the artifact was trained.
         files: file name -> SHA-256, hexadecimal.
     """
@@ -84,6 +106,9 @@ class ArtifactManifest(BaseModel):
     dim: int = Field(ge=2, le=1_024)
     token_dim: int = Field(ge=2, le=1_024)
     hidden: tuple[int, ...] = ()
+    ids: int = Field(default=0, ge=0)
+    table_exponent: int = 0
+    prior: PriorSpec | None = None
     features: FeatureSpec
     labels: tuple[FacetLabel, ...]
     window: TrainingWindow
@@ -115,3 +140,8 @@ class ArtifactManifest(BaseModel):
     def codebook_hash(self) -> str:
         """Identity of the codebook: 16 hexadecimal digits."""
         return self.files["codebook.safetensors"][:16]
+
+    @property
+    def prior_hash(self) -> str | None:
+        """Identity of the prior, 16 hexadecimal digits; None where there is none. It decides no item's place."""
+        return self.files["prior.safetensors"][:16] if self.prior is not None else None

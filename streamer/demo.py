@@ -18,10 +18,12 @@ from model_runtime.runtime import FrozenModel
 from model_runtime.training.data import TrainingLog
 from schemas.config import Config, HttpConfig, ModelConfig, SourceConfig
 from schemas.errors import UsageError
+from schemas.evaluation import EvaluationSettings
 from schemas.replies import DemoReply, FreshnessQuantiles, ItemReply, LeafRow, QueryReply, StatsReply, VerifyReply
 from schemas.training import TrainingConfig
 from streamer.dead_letters import FileDeadLetters
-from streamer.evaluation.report import evaluate_split, split_time
+from streamer.evaluation.run import evaluate
+from streamer.evaluation.timeline import read_timeline, split_time
 from streamer.generations import (
     current_generation,
     dead_letter_path,
@@ -42,6 +44,7 @@ from streamer.verification import verify_shards
 TRAINED_SHARE: Final = 0.8
 _TOP_LEAVES: Final = 5
 _RESULTS: Final = 10
+_REQUESTS: Final = 1_000
 
 Stage = Callable[[str, int | None], Callable[[int], None]]
 """Begins a stage with its name and size, and returns what takes its advance."""
@@ -81,8 +84,6 @@ def run_demo(workdir: Path, *, retrain: bool, stage: Stage) -> DemoOutcome:
         import_movielens(examples_dir(), events, stage("import MovieLens", None))
     log = read_training_log(events)
     until_ms = split_time(log, TRAINED_SHARE)
-    # Exact search sees of an item what was known before the evaluated span, as the index does.
-    known = read_training_log(events, content_until_ms=until_ms)
 
     began = time.monotonic()
     train = retrain or not model_dir.exists()
@@ -106,7 +107,14 @@ def run_demo(workdir: Path, *, retrain: bool, stage: Stage) -> DemoOutcome:
         stats = report.stats(stores)
         largest = report.leaves(stores, None, _TOP_LEAVES)
         trigger = report.item(stores, answer.triggers[0])
-    recall = evaluate_split(events, known, model, config, until_ms, progress=stage("measure recall", 2_000))
+    recall = evaluate(
+        read_timeline(events, until_ms),
+        EvaluationSettings(requests=_REQUESTS, refresh_s=None, counters=config.counters, retrieval=config.retrieval),
+        until_ms,
+        model=model,
+        full=False,
+        stage=stage,
+    )
     return DemoOutcome(
         _reply(progress, seconds, stats, checked, recall, training_seconds if train else 0.0),
         stats,

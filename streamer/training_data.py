@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from model_runtime.training.data import NO_SESSION, TrainingLog
-from schemas.events import ENGAGEMENT, ITEM_EVENT, ItemContent, ItemDeleted
+from schemas.events import ENGAGEMENT, ITEM_EVENT, ItemDeleted
 from streamer.sources.base import Stream
 from streamer.sources.eventlog import EventLogSource
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from schemas.events import ItemCreated, ItemUpdated
+    from schemas.events import ItemContent, ItemCreated, ItemUpdated
 
 BAD_RECORD: Final = "bad_record"  # no event, or an event of the other stream
 AFTER_UNTIL: Final = "after_until"
@@ -31,7 +31,6 @@ UNKNOWN_ITEM: Final = "unknown_item"  # an engagement whose item is not in the l
 DELETED_ITEM: Final = "deleted_item"  # items whose last word was a delete; their engagements are unknown_item
 
 _POLL: Final = 8_192
-_CONTENT_FIELDS: Final = tuple(ItemContent.model_fields)
 
 
 def read_training_log(
@@ -186,7 +185,8 @@ def _since_last_delete(events: list[ItemCreated | ItemUpdated | ItemDeleted]) ->
 
 
 def _content(events: list[ItemCreated | ItemUpdated], content_until_ms: int | None) -> ItemContent:
+    """The event itself: it is content that brings its identifier along, as the encoder of an index gets it."""
     known = events
     if content_until_ms is not None:
         known = [event for event in events if event.occurred_at < content_until_ms] or events[:1]
-    return ItemContent.model_construct(**{name: getattr(known[-1], name) for name in _CONTENT_FIELDS})
+    return known[-1]

@@ -63,16 +63,37 @@ class TrainingLog:
 
         Contents stay as they are; a reader that knows their history bounds them (``content_until_ms``).
         """
-        kept = np.flatnonzero(self.created_at < until_ms)
-        row = np.full(len(self.item_ids), -1, np.int32)
-        row[kept] = np.arange(len(kept), dtype=np.int32)
-        seen = (self.time < until_ms) & (row[self.item] >= 0)
+        seen = self.time < until_ms
+        if seen.all() and (self.created_at < until_ms).all():
+            return self
+        return self._part(np.flatnonzero(self.created_at < until_ms), seen)
+
+    def of_users(self, users: npt.NDArray[np.integer], end: int) -> TrainingLog:
+        """The engagements of some users among the first ``end`` ones; the items stay as they are."""
+        chosen = np.zeros(self.users, np.bool_)
+        chosen[users] = True
+        seen = chosen[self.user]
+        seen[end:] = False
+        return self._part(np.arange(len(self.item_ids)), seen)
+
+    def of_items(self, rows: Int64Array) -> TrainingLog:
+        """Some items, ascending rows, with their engagements; rows are renumbered."""
+        return self._part(rows, np.ones(len(self.user), np.bool_))
+
+    def _part(self, rows: Int64Array, seen: npt.NDArray[np.bool_]) -> TrainingLog:
+        everything = len(rows) == len(self.item_ids)
+        item = self.item
+        if not everything:
+            number = np.full(len(self.item_ids), -1, np.int32)
+            number[rows] = np.arange(len(rows), dtype=np.int32)
+            item = number[self.item]
+            seen = seen & (item >= 0)
         return TrainingLog(
-            item_ids=tuple(self.item_ids[i] for i in kept),
-            contents=tuple(self.contents[i] for i in kept),
-            created_at=self.created_at[kept],
+            item_ids=self.item_ids if everything else tuple(self.item_ids[i] for i in rows),
+            contents=self.contents if everything else tuple(self.contents[i] for i in rows),
+            created_at=self.created_at[rows],
             user=self.user[seen],
-            item=row[self.item[seen]],
+            item=item[seen],
             time=self.time[seen],
             kind=self.kind[seen],
             value=self.value[seen],

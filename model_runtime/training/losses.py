@@ -1,90 +1,72 @@
-"""Sampled softmax on de-duplicated columns, and residual quantisation with straight-through gradients.
+"""Sampled softmax with a prior, and residual quantisation with straight-through gradients.
 
 The correction
 --------------
-A step scores each trigger against a set of candidate columns: the distinct items among the batch's positives,
-plus items drawn uniformly. What we want is the softmax over all items, whose normaliser is Z = sum_j
-exp(s_j). An item is one column however often it was drawn, so the textbook -log q (for draws *with
-repetition*) punishes popular items for duplicates that are not there. With pi_j = P(item j is a column) the
-Horvitz-Thompson sum
+A trigger u of a candidate p should find it among all items alive at the moment: the softmax over
+s_j = u . e_j / tau + g_j, g being the prior as of then. Its normaliser Z is estimated on the columns of a batch: the
+head is there with certainty, the rest are n drawn uniformly of N, so
 
-    Z^ = exp(s_positive) + sum over the other columns j of exp(s_j) / pi_j
+    Z^ = exp(s_p) + sum over head exp(s_j) + N / n * sum over drawn exp(s_j),   j != p
 
-has expectation Z: logits of negatives get -log pi_j, the positive, which is a column with certainty, gets
-nothing. For a rare item pi is about draws * q and the textbook is right up to a constant; for a popular one
-pi is 1 and the correction vanishes. Since serving ranks by similarity without a prior, s must carry
-popularity itself, which is what fitting the full softmax teaches; dividing it out would teach only what is
-unusual about a pair.
-
-Columns that could not have been the answer are blocked: the trigger itself, and items created after the
-positive's moment (otherwise everything new is pushed away from everything older).
+has expectation Z: a drawn column's logit gets +log(N / n), the positive and the head nothing. Subtracting the textbook
+log q instead, with each item one column however often a batch names it, would punish popular items for duplicates that
+are not there; and dividing their popularity out is wrong besides, as it is the prior's to learn. Positives of other
+pairs are no columns unless drawn. The trigger itself is none either.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Final
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+_NEVER: Final = -1e9
 
 
-def log_inclusion(
-    frequencies: npt.NDArray[np.float64], draws: npt.NDArray[np.int64], uniform_share: float
-) -> npt.NDArray[np.float32]:
-    """Log pi of every item: (N,) float32.
+def soft_weights(similarity: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How much each trigger of a candidate counts: (n, T), rows sum to 1, no gradient.
+
+    The triggers that are more like the candidate by what is known so far take more of the pair (a soft search over the
+    history), so that a candidate need not be drawn towards everything its user saw.
 
     Args:
-        frequencies: (F, N) chance of each item to be the candidate of one draw, per facet.
-        draws: (F,) pairs in the batch.
-        uniform_share: chance of each item to be among the uniform draws (without repetition).
+        similarity: (n, T) of trigger and candidate.
+        weight: (n, T) as drawn; what is 0 stays 0.
+        temperature: the lower, the more the best trigger takes; infinite leaves the weights as they were drawn.
     """
-    # An item that is drawn every time is never absent: log 0 is right there, and no cause for a warning.
-    drew = draws > 0
-    with np.errstate(divide="ignore"):
-        absent = (draws[drew, None] * np.log1p(-frequencies[drew])).sum(0) + np.log1p(-uniform_share)
-    included = np.log(np.maximum(-np.expm1(absent), np.finfo(np.float64).tiny))
-    result: npt.NDArray[np.float32] = included.astype(np.float32)
-    return result
+    return torch.softmax(similarity.detach() / temperature + weight.log(), -1)
 
 
 def sampled_softmax(
-    triggers: torch.Tensor,
-    columns: torch.Tensor,
-    positive: torch.Tensor,
-    log_pi: torch.Tensor,
-    blocked: torch.Tensor,
-    temperature: float,
+    scores: torch.Tensor, own: torch.Tensor, positive: torch.Tensor, own_column: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Mean of -log softmax of the positives, with the correction above.
+    """Mean over candidates of the weighted -log softmax of their triggers, with the correction above.
 
     Args:
-        triggers: (n, d).
-        columns: (C, d) distinct candidates.
-        positive: (n,) int64 column of each pair's candidate.
-        log_pi: (C,) log inclusion probability of each column.
-        blocked: (n, C) bool, columns that could not have been the answer; never the positive.
-        temperature: similarities are divided by it.
+        scores: (n, T, C) of all columns, correction and prior included, very low for what is no column.
+        own: (n, T) of the positive, without correction.
+        positive: (n,) int64 column of each candidate; it counts once, as ``own``.
+        own_column: (n, T) int64 column of the trigger, -1 where it is none.
+        weight: (n, T).
     """
-    logits = triggers @ columns.T / temperature - log_pi
-    logits = logits.masked_fill(blocked, -torch.inf)
-    own = (triggers * columns.index_select(0, positive)).sum(-1) / temperature
-    logits = logits.scatter(1, positive[:, None], own[:, None])
-    return functional.cross_entropy(logits, positive)
+    number = torch.arange(scores.shape[2], device=scores.device)
+    out = (number == own_column[:, :, None]) | (number == positive[:, None, None])
+    others = torch.logsumexp(scores.masked_fill(out, _NEVER), -1)
+    return (weight * functional.softplus(others - own)).sum() / len(scores)
 
 
 def quantise(
-    vectors: torch.Tensor, codewords: torch.Tensor, layers: int
+    vectors: torch.Tensor, codewords: torch.Tensor, layers: int, choose: Callable[[int, torch.Tensor], torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Residual quantisation of one facet by its first layers.
 
     Args:
         vectors: (n, d); assignment sends no gradient here.
         codewords: (L, M, d).
-        layers: how many layers take part.
+        layers: how many layers take part, at least one.
+        choose: layer and (n, M) squared distances -> (n,) int64 codes.
 
     Returns:
         (n, d) sum of the picked codewords, with gradient to them; (n, layers) int64 codes; (n, layers, M)
@@ -96,7 +78,7 @@ def quantise(
     for layer in range(layers):
         book = codewords[layer]
         distance = (residual * residual).sum(-1, keepdim=True) - 2 * residual @ book.T + (book * book).sum(-1)
-        code = distance.detach().argmin(-1)
+        code = choose(layer, distance.detach())
         picked = book.index_select(0, code)  # indexing would add gradients in the order threads arrive
         residual = residual - picked.detach()
         total = total + picked
@@ -105,9 +87,9 @@ def quantise(
     return total, torch.stack(codes, 1), torch.stack(distances, 1)
 
 
-def straight_through(vectors: torch.Tensor, quantised: torch.Tensor) -> torch.Tensor:
-    """The quantised value, with its gradient to the codewords and, unchanged, to the encoder: (n, d)."""
-    return quantised + (vectors - vectors.detach())
+def straight_through(vectors: torch.Tensor, quantised: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    """The quantised value, with its gradient to the codewords and ``share`` of it to the encoder: (n, d)."""
+    return quantised + share * (vectors - vectors.detach())
 
 
 def anchor(vectors: torch.Tensor, quantised: torch.Tensor, commitment: float) -> torch.Tensor:

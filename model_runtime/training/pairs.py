@@ -1,8 +1,9 @@
-"""(trigger, candidate) pairs: two items that one user engaged with, the trigger first, within a window.
+"""(trigger, candidate) pairs with soft weights: two items that one user engaged with, the trigger first.
 
-A heavy user's history of h engagements holds h^2 / 2 pairs, so pairs are never listed: for each engagement
-its possible triggers are a range of earlier positions in the history, and drawing a pair is drawing an
-engagement and a position.
+A heavy user's history of h engagements holds h^2 / 2 pairs, so pairs are never listed: for each engagement its possible
+triggers are a range of earlier positions in the history, and drawing is drawing an engagement and some positions. Each
+candidate comes with several triggers, whose weights add up to one: which of them led to it is not decided here
+(:func:`model_runtime.training.losses.soft_weights` does, by what the model has learned so far).
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ if TYPE_CHECKING:
     from schemas.events import ItemContent
 
 _TRIES: Final = 8
-_CATEGORY_WORDS: Final = 16  # 1,024 categories are told apart; further ones share bits
+_WORDS: Final = 16  # 1,024 values of a field are told apart; further ones share bits
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """n drawn pairs.
+    """n drawn candidates with T triggers each.
 
     Attributes:
-        trigger: (n,) int32 item rows.
-        candidate: (n,) int32 item rows, never equal to the trigger.
+        trigger: (n, T) int32 item rows.
+        weight: (n, T) float32, at least 0, summing to 1 for each candidate; 0 where a draw was unsuitable.
+        candidate: (n,) int32 item rows, never equal to a trigger of weight above 0.
         time: (n,) int64, when the candidate was engaged, epoch milliseconds.
     """
 
     trigger: Int32Array
+    weight: npt.NDArray[np.float32]
     candidate: Int32Array
     time: Int64Array
 
@@ -48,50 +51,60 @@ class PairSampler:
     """Draws pairs for one facet's label.
 
     Args:
-        log: the training span.
+        log: the training span with what came before it.
         label: what makes a pair (:class:`schemas.artifact.FacetLabel`).
         reach: how many engagements back a trigger may lie, at most.
+        recency: a trigger weighs half as much for so many engagements between it and the candidate; None: never.
+        from_ms: candidates are engagements from this moment on; triggers may be earlier.
 
     Attributes:
         positions: how many engagements have at least one possible trigger.
-        frequency: (N,) float64, the share of draws in which each item is the candidate. For ``content``
-        labels this
-            is before the shared-category test, which has no closed form.
     """
 
-    def __init__(self, log: TrainingLog, label: FacetLabel, reach: int) -> None:
-        items = len(log.item_ids)
+    def __init__(
+        self, log: TrainingLog, label: FacetLabel, reach: int, recency: float | None = None, from_ms: int = 0
+    ) -> None:
+        self._recency = np.inf if recency is None else recency
         kept = _usable(log, label)
         group = _groups(log, label)[kept]
-        time = log.time[kept]
-        order = np.lexsort((time, group))
-        self._item, self._time = log.item[kept][order], time[order]
-        first = _first_trigger(group[order], self._time, label, reach)
-        position = np.arange(len(order))
-        self._position = position[first < position]
-        self._first = first[self._position]
-        self._categories = _category_bits(log.contents) if label.kind == "content" else None
+        order = np.lexsort((log.time[kept], group))
+        kept = kept[order]
+        self._item, self._time = log.item[kept], log.time[kept]
+        first, end = _range_of_triggers(group[order], self._time, log.session[kept], label, reach)
+        position = np.flatnonzero((first < end) & (self._time >= from_ms))
+        self._position = position[np.argsort(self._time[position], kind="stable")]
+        self._first, self._end = first[self._position], end[self._position]
+        self._when = self._time[self._position]
+        self._fields = _field_bits(log.contents, label.field) if label.kind == "content" else None
         self.positions = len(self._position)
-        counts = np.bincount(self._item[self._position], minlength=items)
-        self.frequency: npt.NDArray[np.float64] = counts / max(self.positions, 1)
 
-    def draw(self, count: int, rng: np.random.Generator) -> Pairs:
-        """About ``count`` pairs: engagements uniformly, then triggers uniformly; unsuitable draws are dropped."""
-        if not self.positions:
-            empty = np.zeros(0, np.int32)
-            return Pairs(empty, empty, np.zeros(0, np.int64))
-        chosen = rng.integers(0, self.positions, count)
-        at, first = self._position[chosen], self._first[chosen]
+    def draw(self, count: int, triggers: int, span_ms: tuple[int, int], rng: np.random.Generator) -> Pairs:
+        """About ``count`` candidates: engagements uniformly, then triggers uniformly; unsuitable draws are dropped.
+
+        Args:
+            count: candidates wanted.
+            triggers: T, drawn for each, with repetition.
+            span_ms: candidates were engaged within, end exclusive.
+            rng: draws.
+        """
+        begin, stop = np.searchsorted(self._when, span_ms).tolist()
+        if begin == stop:
+            count, stop = 0, begin + 1
+        chosen = rng.integers(begin, stop, count)
+        at, first, end = self._position[chosen], self._first[chosen, None], self._end[chosen, None]
         candidate = self._item[at]
-        tries = _TRIES if self._categories is not None else 1
-        drawn = first + (rng.random((tries, count)) * (at - first)).astype(np.int64)
+        tries = _TRIES if self._fields is not None else 1
+        drawn = first + (rng.random((tries, count, triggers)) * (end - first)).astype(np.int64)
         trigger = self._item[drawn]
-        suits = trigger != candidate
-        if self._categories is not None:
-            suits &= (self._categories[trigger] & self._categories[candidate]).any(axis=-1)
-        pick = suits.argmax(axis=0)  # the first try that suits
-        column = np.flatnonzero(suits.any(axis=0))
-        return Pairs(trigger[pick[column], column], candidate[column], self._time[at[column]])
+        suits = trigger != candidate[:, None]
+        if self._fields is not None:
+            suits &= (self._fields[trigger] & self._fields[candidate][:, None]).any(axis=-1)
+        pick = suits.argmax(axis=0)[None]  # the first try that suits
+        trigger, suits, drawn = (np.take_along_axis(all_, pick, 0)[0] for all_ in (trigger, suits, drawn))
+        weight = suits * 0.5 ** ((at[:, None] - drawn - 1) / self._recency)
+        kept = np.flatnonzero(suits.any(axis=1))
+        weight = weight[kept] / weight[kept].sum(axis=1, keepdims=True)
+        return Pairs(trigger[kept], weight.astype(np.float32), candidate[kept], self._time[at[kept]])
 
 
 def _usable(log: TrainingLog, label: FacetLabel) -> Int64Array:
@@ -115,28 +128,42 @@ def _groups(log: TrainingLog, label: FacetLabel) -> Int64Array:
     return user * sessions + log.session
 
 
-def _first_trigger(group: Int64Array, time: Int64Array, label: FacetLabel, reach: int) -> Int64Array:
-    """For each position of the sorted history the first position that may be its trigger."""
+def _range_of_triggers(
+    group: Int64Array, time: Int64Array, session: Int32Array, label: FacetLabel, reach: int
+) -> tuple[Int64Array, Int64Array]:
+    """For each position of the sorted history the first that may be its trigger, and the one after the last."""
     position = np.arange(len(group))
     _, start, inverse = np.unique(group, return_index=True, return_inverse=True)
-    first = np.maximum(start[inverse], position - reach)
+    end = position
+    if label.kind == "later":
+        # Without a session an engagement is one of its own.
+        begins = (np.diff(group, prepend=-1) != 0) | (np.diff(session, prepend=NO_SESSION) != 0)
+        end = np.maximum.accumulate(np.where(begins | (session == NO_SESSION), position, 0))
+    first = np.maximum(start[inverse], end - reach)
     if label.kind == "session" or not len(time):
-        return first
+        return first, end
     span = int(time.max() - time.min()) + 1
     window = min(label.window_s * 1000, span)
     if (int(inverse[-1]) + 1) * (2 * span) >= 1 << 63:
         raise ValueError(f"{int(inverse[-1]) + 1} users over {span} ms do not fit the index; train on a shorter span")
     key = inverse * (2 * span) + (time - time.min()) + span  # sorted: groups never overlap
-    inside: Int64Array = np.maximum(first, np.searchsorted(key, key - window))
-    return inside
+    return np.maximum(first, np.searchsorted(key, key - window)), end
 
 
-def _category_bits(contents: Sequence[ItemContent]) -> npt.NDArray[np.uint64]:
-    """(N, 16) bit sets of each item's categories."""
+def _field_bits(contents: Sequence[ItemContent], field: str) -> npt.NDArray[np.uint64]:
+    """(N, 16) bit sets of each item's values of a field."""
     known: dict[str, int] = {}
-    bits = np.zeros((len(contents), _CATEGORY_WORDS), np.uint64)
+    bits = np.zeros((len(contents), _WORDS), np.uint64)
     for row, content in enumerate(contents):
-        for category in content.categories:
-            number = known.setdefault(category, len(known)) % (64 * _CATEGORY_WORDS)
+        for value in _values(content, field):
+            number = known.setdefault(value, len(known)) % (64 * _WORDS)
             bits[row, number // 64] |= np.uint64(1 << (number % 64))
     return bits
+
+
+def _values(content: ItemContent, field: str) -> Sequence[str]:
+    if field in {"categories", "tags"}:
+        values: Sequence[str] = getattr(content, field)
+        return values
+    one = getattr(content, field) if field in {"creator_id", "language"} else content.attributes.get(field)
+    return [one] if one else []

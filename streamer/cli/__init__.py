@@ -12,6 +12,7 @@ from streamer.cli import (
     checkpoint,
     configuration,
     deadletters,
+    evaluate,
     generation,
     inspect,
     learn,
@@ -30,7 +31,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (learn, stream, inspect, query, replays, generation, checkpoint, snapshot, deadletters, configuration):
+for room in (
+    learn,
+    evaluate,
+    stream,
+    inspect,
+    query,
+    replays,
+    generation,
+    checkpoint,
+    snapshot,
+    deadletters,
+    configuration,
+):
     room.register(app)
 
 

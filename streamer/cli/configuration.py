@@ -14,13 +14,14 @@ from schemas import replies
 from schemas.artifact import ArtifactManifest
 from schemas.config import Config
 from schemas.dead_letters import DeadLetter
+from schemas.evaluation import EvaluationSettings
 from schemas.events import event_json_schema
 from schemas.queries import Question
 from schemas.settings import Setting
 from schemas.training import TrainingConfig
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, grid, settings, show
 
-_NAMES = Literal["event", "config", "training", "artifact", "dead-letter", "query", "replies"]
+_NAMES = Literal["event", "config", "training", "evaluation", "artifact", "dead-letter", "query", "replies"]
 
 
 def register(app: typer.Typer) -> None:
@@ -88,6 +89,7 @@ def schema(
     documents: dict[str, Any] = {
         "config": Config,
         "training": TrainingConfig,
+        "evaluation": EvaluationSettings,
         "artifact": ArtifactManifest,
         "dead-letter": DeadLetter,
         "query": Question,

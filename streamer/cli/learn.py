@@ -99,7 +99,7 @@ def _demo_tables(outcome: DemoOutcome, workdir: Path) -> Group:
 
     recall: dict[str, Any] = reply.recall
     columns = ("recall@100", "recall@500", "cold_recall@100", "scored_per_query")
-    title = f"\nRecall on the last fifth of the time ({recall['requests']} requests, pool {recall['pool']} films)"
+    title = f"\nRecall on the last fifth of the time ({recall['queries']} requests, pool {recall['pool']:.0f} films)"
     measured = grid(title, "system", *columns, right=columns)
     for system in recall["systems"]:
         measured.add_row(
@@ -149,34 +149,47 @@ def train(
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="TOML with training settings; see `schema training`.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; of a refresh, with --continue.")] = None,
     codewords: Annotated[int | None, typer.Option(min=2, help="M, codewords per layer.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option("--continue", help="Go on from this artifact directory or checkpoint with the newest events."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="File to write the state of training to, and to take it up from.")
+    ] = None,
+    curves: Annotated[Path | None, typer.Option(help="File to add the losses of each step to, JSON lines.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Co-train encoder and codebook on an event log, and export the artifact."""
-    from streamer.train import train_artifact  # noqa: PLC0415  # loads torch, which most commands do without
+    """Co-train encoder, codebook and prior on an event log, or go on from a model; and export the artifact."""
+    from streamer.train import refresh_artifact, train_artifact  # noqa: PLC0415  # loads torch
 
     config(None, None, verbose)
-    try:
-        given = tomllib.loads(settings_file.read_text()) if settings_file is not None else {}
-    except OSError as error:
-        raise ConfigError(f"training settings {settings_file} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"training settings {settings_file}: {error}") from error
     until_ms = moment_ms("--until", until)
-    flags = {"steps": steps, "codewords": codewords, "seed": seed}
+    given = _training_settings(settings_file)
+    flags = {"codewords": codewords, "seed": seed}
     given |= {name: value for name, value in flags.items() if value is not None}
+    files: dict[str, Any] = {"checkpoint": checkpoint, "curves": curves, "device": device}
     try:
-        wanted = TrainingConfig.model_validate(given)
+        with progress_bar() as bar:
+            if before is None:
+                wanted = TrainingConfig.model_validate(given | ({} if steps is None else {"steps": steps}))
+                task = bar.add_task("steps", total=wanted.steps)
+                manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
+            else:
+                if steps is not None:
+                    given["refresh"] = {**given.get("refresh", {}), "steps": steps}
+                task = bar.add_task("steps", total=None)
+                manifest = refresh_artifact(
+                    events, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
+                )
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(f"training settings: {where}: {problem['msg']} (given: {problem['input']!r})") from None
-    with progress_bar() as bar:
-        task = bar.add_task("steps", total=wanted.steps)
-        manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n))
 
     def table() -> Group:
         rows = grid(f"{manifest.name} {manifest.version} -> {out_dir}", "metric", "value", right=("value",))
@@ -185,3 +198,12 @@ def train(
         return Group(rows, "next: facetstream run --model " + str(out_dir))
 
     show(manifest, as_json, table)
+
+
+def _training_settings(path: Path | None) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text()) if path is not None else {}
+    except OSError as error:
+        raise ConfigError(f"training settings {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"training settings {path}: {error}") from error

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from model_runtime import artifact as artifacts
 from model_runtime.codebook import Codebook
-from model_runtime.encoder import Encoder, EncoderShape, FrozenEncoder, freeze, weight_grid
-from model_runtime.features import extract
+from model_runtime.encoder import (
+    Encoder,
+    EncoderShape,
+    FrozenEncoder,
+    find_ids,
+    freeze,
+    initial_weights,
+    thaw,
+    weight_grid,
+)
+from model_runtime.features import extract, hash_ids
 from model_runtime.fixed_point import off_grid
 from model_runtime.runtime import FrozenModel
 from schemas.artifact import FeatureSpec
 from schemas.errors import ArtifactError, RecordError
-from schemas.events import ItemContent
+from schemas.events import ItemContent, ItemCreated
 
 SPEC = FeatureSpec(buckets=1 << 10)
 TITLES = ["Toy Story (1995)", "Jumanji (1995)", "Heat (1995)", "Été", "東京物語", "x", "...", "Toy Story 2 (1999)"]
@@ -101,33 +113,86 @@ def test_an_embedding_for_a_model_without_room_is_refused():
 @pytest.mark.parametrize("hidden", [(), (8,), (8, 12)])
 def test_the_frozen_encoder_computes_what_the_trained_one_does(hidden):
     shape = EncoderShape(FeatureSpec(buckets=1 << 10, dense_dim=3), 2, 16, 16, hidden)
-    trained = Encoder(shape, np.random.default_rng(0))
+    weights = initial_weights(shape, np.random.default_rng(0))
+    trained = Encoder(shape, weights)
     contents = [*CONTENTS, ItemContent(title="dense", embedding=[1.0, -2.0, 0.5])]
     batch = extract(contents, shape.features)
-    frozen = FrozenEncoder(shape, trained.export(), torch.device("cpu"))
+    frozen = FrozenEncoder(shape, freeze(weights)[0], torch.device("cpu"))
     with torch.no_grad():
         expected = trained(batch).numpy()
     assert np.abs(frozen.encode(batch).astype(np.float32) - expected).max() < 4e-3
 
 
-def test_an_encoder_of_some_rows_exports_the_whole_table():
-    shape = EncoderShape(SPEC, 1, 8, 8, ())
-    rows = np.array([3, 500], np.int32)
-    whole, part = (Encoder(shape, np.random.default_rng(0), kept) for kept in (None, rows))
+def with_ids(*known: str) -> tuple[EncoderShape, dict[str, np.ndarray], np.ndarray]:
+    """An encoder in which some items have rows of their own, and their keys."""
+    shape = EncoderShape(SPEC, 2, 16, 16, (8,), ids=len(known))
+    weights = initial_weights(shape, np.random.default_rng(0))
+    weights["ids"] = np.random.default_rng(1).standard_normal(weights["ids"].shape, np.float32)
+    keys = hash_ids(known)
+    return shape, weights | {"ids": weights["ids"][np.argsort(keys)]}, np.sort(keys)
+
+
+def test_known_ids_add_what_training_learned_and_unknown_ones_nothing():
+    shape, weights, keys = with_ids("a", "b")
+    frozen = FrozenEncoder(shape, freeze(weights)[0], torch.device("cpu"), keys)
+    features = extract([ItemContent(title="x")] * 4, SPEC)
+    of_a, of_b, of_new, of_none = frozen.encode(replace(features, ids=hash_ids(["a", "b", "new", None])))
+    assert np.abs(of_a - of_b).max() > 0.1
+    assert np.abs(of_a - of_none).max() > 0.1
+    assert of_new.tobytes() == of_none.tobytes()
     with torch.no_grad():
-        part.values["table"][1] += 1
-    before, after = whole.export()["table"], part.export()["table"]
-    ratio = before[0] / np.where(after[0] == 0, 1, after[0])
-    assert after.shape == before.shape
-    assert np.abs(after[500]).min() > np.abs(after[3]).max()
-    assert np.median(ratio) > 1  # scaled down to make room for the row that grew
+        rows = find_ids(keys, hash_ids(["a", "b", "new"]))
+        expected = Encoder(shape, weights)(extract([ItemContent(title="x")] * 3, SPEC), rows).numpy()
+    assert np.abs(np.stack([of_a, of_b, of_new]).astype(np.float32) - expected).max() < 4e-3
+
+
+def test_item_events_bring_their_id_along_and_contents_do_not():
+    event = ItemCreated(type="item.created", item_id="a", occurred_at=1, title="x")
+    shape, weights, keys = with_ids("a")
+    untrained = FrozenModel.untrained(facets=2, codewords=8, dim=16, token_dim=16, hidden=(8,), features=SPEC)
+    model = FrozenModel(
+        artifacts.assemble(
+            name="m",
+            version="1",
+            shape=shape,
+            encoder=freeze(weights)[0],
+            codewords=untrained.codewords,
+            labels=untrained.manifest.labels,
+            window=untrained.manifest.window,
+            metrics={},
+            id_keys=keys,
+        )
+    )
+    content = ItemContent(title="x")
+    of_event, named = model.encode([event]).vectors, model.encode([content], ["a"]).vectors
+    assert of_event.tobytes() == named.tobytes()
+    assert model.encode([event], [None]).vectors.tobytes() == model.encode([content]).vectors.tobytes()
+    assert model.encode([content]).vectors.tobytes() != named.tobytes()
+
+
+def test_hashed_ids_depend_on_the_id_alone():
+    ids = ["a", "A", "é", "a\0b", "x" * 256, None, ""]
+    hashed = hash_ids(ids)
+    assert len(set(hashed.tolist())) == 6
+    assert hashed[5] == hashed[6] == 0
+    assert hash_ids(ids[::-1]).tolist() == hashed.tolist()[::-1]
+    assert hash_ids([]).shape == (0,)
+
+
+def test_thawing_gives_back_what_was_frozen():
+    _, weights, _ = with_ids("a")
+    weights["table"] = weights["table"] * 1_000
+    thawed = thaw(*freeze(weights))
+    largest = max(np.abs(values).max() for values in weights.values())
+    for name, values in weights.items():
+        assert np.abs(thawed[name] - values).max() <= largest * 2.0**-12
 
 
 def test_frozen_weights_are_on_their_grids_whatever_the_trained_ones_were():
     shape = EncoderShape(FeatureSpec(buckets=1 << 8, dense_dim=2), 1, 8, 8, (4,))
     rng = np.random.default_rng(0)
     wild = {name: rng.normal(0, 50, size).astype(np.float32) for name, size in shape.weights().items()}
-    for name, values in freeze(wild).items():
+    for name, values in freeze(wild)[0].items():
         assert off_grid(values, *weight_grid(name)) is None
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from model_runtime import artifact as artifacts
+from model_runtime import prior
 from model_runtime.runtime import FrozenModel
-from schemas.artifact import FeatureSpec
+from schemas.artifact import FeatureSpec, PriorSpec
 from schemas.errors import ArtifactError
 
 
@@ -188,3 +190,72 @@ def test_further_metrics_leave_the_identity_alone(saved):
     told = artifacts.with_metrics(artifact, {"recall": 0.5})
     assert told.manifest.metrics["recall"] == 0.5
     assert told.manifest.model_hash == artifact.manifest.model_hash
+
+
+def with_ids_and_prior():
+    """The untrained model with two id rows and a prior."""
+    spec = PriorSpec(half_lives_s=(60, 3_600), hidden=(4,), temperature=0.2)
+    rng = np.random.default_rng(0)
+    bare = FrozenModel.untrained(
+        facets=2, codewords=4, dim=8, token_dim=8, hidden=(8,), features=FeatureSpec(buckets=1 << 8)
+    )._artifact
+    shape = replace(artifacts.shape_of(bare.manifest), ids=2)
+    return artifacts.assemble(
+        name="m",
+        version="1",
+        shape=shape,
+        encoder={**bare.encoder, "ids": np.ones((2, 8), np.float32)},
+        codewords=bare.codewords,
+        labels=bare.manifest.labels,
+        window=bare.manifest.window,
+        metrics={},
+        id_keys=np.array([3, 2**63], np.uint64),
+        prior=(spec, prior.freeze(prior.initial_weights(artifacts.prior_shape_of(spec), rng))),
+    )
+
+
+def test_ids_and_prior_survive_saving(tmp_path):
+    artifact = with_ids_and_prior()
+    artifacts.save(artifact, tmp_path / "m")
+    loaded = artifacts.load(tmp_path / "m")
+    assert loaded.manifest == artifact.manifest
+    assert loaded.id_keys.tolist() == artifact.id_keys.tolist()
+    assert loaded.prior.keys() == artifact.prior.keys()
+    assert FrozenModel(loaded).prior.temperature == 0.2
+    assert loaded.manifest.prior_hash == loaded.manifest.files["prior.safetensors"][:16]
+
+
+def test_a_prior_that_is_altered_missing_or_off_its_grid_is_refused(tmp_path):
+    artifacts.save(with_ids_and_prior(), tmp_path / "m")
+    replace_tensors(tmp_path / "m", "prior.safetensors", lambda tensors: tensors["layer0.weight"].fill(1e-9))
+    refused(tmp_path / "m", "no multiple")
+    (tmp_path / "m" / "prior.safetensors").unlink()
+    refused(tmp_path / "m", "prior.safetensors is missing")
+
+
+def test_id_keys_out_of_order_or_of_another_kind_are_refused(tmp_path):
+    artifacts.save(with_ids_and_prior(), tmp_path / "m")
+
+    def swap(tensors):
+        tensors["id_keys"] = tensors["id_keys"][::-1].copy()
+
+    replace_tensors(tmp_path / "m", "encoder.safetensors", swap)
+    refused(tmp_path / "m", "do not ascend")
+
+    def narrow(tensors):
+        tensors["id_keys"] = np.arange(2, dtype=np.int32)
+
+    replace_tensors(tmp_path / "m", "encoder.safetensors", narrow)
+    refused(tmp_path / "m", "id_keys is int32, expected uint64")
+
+
+def test_a_manifest_from_before_ids_and_priors_still_loads(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("ids", "table_exponent", "prior"):
+        del manifest[name]
+    for label in manifest["labels"]:
+        del label["field"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    model = FrozenModel.load(copy)
+    assert model.prior is None
+    assert model.manifest.ids == 0

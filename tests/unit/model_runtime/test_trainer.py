@@ -62,6 +62,7 @@ def trained():
 
 def test_items_of_one_genre_come_together_and_new_items_join_them(trained):
     model = FrozenModel(trained.artifact)
+    assert model.prior is not None
     new = [ItemContent(title="never seen snow"), ItemContent(title="never seen sun")]
     vectors = model.encode([*made_up_log().contents, *new]).vectors[:, 0].astype(np.float32)
     likeness = vectors[ITEMS:] @ vectors[:ITEMS].T
@@ -126,11 +127,12 @@ def test_events_from_until_on_change_nothing():
     assert one.window.to_ms <= until
 
 
-def test_progress_counts_every_step_and_threads_are_put_back():
+def test_every_step_is_told_of_and_threads_are_put_back():
     before = torch.get_num_threads()
-    seen: list[int] = []
-    train(made_up_log(), CONFIG.model_copy(update={"steps": 7}), progress=seen.append)
-    assert sum(seen) == 7
+    seen: list[dict[str, float]] = []
+    train(made_up_log(), CONFIG.model_copy(update={"steps": 7}), on_step=seen.append)
+    assert [parts["step"] for parts in seen] == list(range(1, 8))
+    assert {"loss", "mf", "qmf", "anchor", "over_use", "layers"} <= set(seen[0])
     assert torch.get_num_threads() == before
 
 

@@ -11,6 +11,7 @@ from schemas.artifact import FacetLabel
 from schemas.events import ItemContent
 
 HOUR = 3_600_000
+ALWAYS = (0, 1 << 60)
 
 
 def log_of(rows, categories=None) -> TrainingLog:
@@ -48,8 +49,11 @@ HISTORY = log_of(
 
 
 def pairs(label: FacetLabel, reach: int = 10, log: TrainingLog = HISTORY) -> set[tuple[int, int]]:
-    drawn = PairSampler(log, label, reach).draw(2_000, np.random.default_rng(0))
-    return set(zip(drawn.trigger.tolist(), drawn.candidate.tolist(), strict=True))
+    drawn = PairSampler(log, label, reach).draw(2_000, 2, ALWAYS, np.random.default_rng(0))
+    assert np.allclose(drawn.weight.sum(1), 1)
+    some = drawn.weight > 0
+    candidate = np.repeat(drawn.candidate[:, None], 2, axis=1)
+    return set(zip(drawn.trigger[some].tolist(), candidate[some].tolist(), strict=True))
 
 
 def test_next_pairs_run_forward_within_one_user_and_the_window():
@@ -95,21 +99,55 @@ def test_an_item_is_never_its_own_trigger():
     assert pairs(FacetLabel(name="n", kind="next"), log=log) == {(0, 1)}
 
 
-def test_frequency_is_the_share_of_positions_with_a_trigger():
-    sampler = PairSampler(HISTORY, FacetLabel(name="n", kind="next", window_s=86_400), 10)
-    assert sampler.positions == 2
-    assert sampler.frequency.tolist() == [0, 0.5, 0.5, 0, 0][: len(sampler.frequency)]
+def test_later_pairs_run_between_sessions():
+    label = FacetLabel(name="l", kind="later", window_s=10**8)
+    assert pairs(label) == {(0, 2), (1, 2), (0, 3), (1, 3), (3, 4)}
+    assert pairs(label, reach=1) == {(1, 2), (1, 3), (3, 4)}
+    assert pairs(FacetLabel(name="l", kind="later", window_s=3_600)) == {(1, 2)}
+
+
+def test_content_pairs_may_agree_in_an_attribute_or_another_field():
+    log = log_of([(0, 0, 0, 1, -1), (0, 1, 1, 1, -1), (0, 2, 2, 1, -1)])
+    contents = tuple(
+        ItemContent(title="t", tags=["x"] if row else [], language="pt", attributes={"desk": desk})
+        for row, desk in enumerate(["a", "b", "a"])
+    )
+    log = TrainingLog(**{name: getattr(log, name) for name in log.__slots__} | {"contents": contents})
+
+    def agreeing(field):
+        return pairs(FacetLabel(name="c", kind="content", field=field), log=log)
+
+    assert agreeing("desk") == {(0, 2)}
+    assert agreeing("tags") == {(1, 2)}
+    assert agreeing("language") == {(0, 1), (0, 2), (1, 2)}
+    assert not agreeing("nothing")
+
+
+def test_a_nearer_trigger_weighs_more_where_recency_says_so():
+    sampler = PairSampler(HISTORY, FacetLabel(name="n", kind="next", window_s=86_400), 10, recency=1)
+    drawn = sampler.draw(500, 2, ALWAYS, np.random.default_rng(0))
+    mixed = (drawn.candidate == 2) & (np.sort(drawn.trigger, axis=1) == [0, 1]).all(1)
+    assert mixed.any()
+    assert np.allclose(drawn.weight[mixed], np.where(drawn.trigger[mixed] == 1, 2 / 3, 1 / 3))
+
+
+def test_candidates_come_from_the_span_asked_for_and_triggers_from_before_it():
+    label = FacetLabel(name="n", kind="next", window_s=86_400)
+    drawn = PairSampler(HISTORY, label, 10).draw(100, 1, (2 * HOUR, 3 * HOUR), np.random.default_rng(0))
+    assert set(drawn.candidate.tolist()) == {2}
+    assert set(drawn.trigger.ravel().tolist()) == {0, 1}
+    assert PairSampler(HISTORY, label, 10, from_ms=2 * HOUR).positions == 1
 
 
 def test_a_label_without_pairs_draws_nothing():
     sampler = PairSampler(HISTORY, FacetLabel(name="e", kind="explicit", min_value=9), 10)
     assert sampler.positions == 0
-    assert len(sampler.draw(5, np.random.default_rng(0))) == 0
+    assert len(sampler.draw(5, 2, ALWAYS, np.random.default_rng(0))) == 0
 
 
 def test_draws_follow_from_the_generator():
     sampler = PairSampler(HISTORY, FacetLabel(name="n", kind="next"), 10)
-    one, two = (sampler.draw(50, np.random.default_rng(4)) for _ in range(2))
+    one, two = (sampler.draw(50, 2, ALWAYS, np.random.default_rng(4)) for _ in range(2))
     assert np.array_equal(one.trigger, two.trigger)
 
 
@@ -118,7 +156,7 @@ def test_a_heavy_user_costs_no_pairs_in_memory():
     log = log_of([(0, i, i / 1e6, 1, -1) for i in range(count)])
     sampler = PairSampler(log, FacetLabel(name="n", kind="next"), count)
     assert sampler.positions == count - 1
-    assert len(sampler.draw(1_000, np.random.default_rng(0))) == 1_000
+    assert len(sampler.draw(1_000, 2, ALWAYS, np.random.default_rng(0))) == 1_000
 
 
 def test_a_log_before_a_moment_holds_nothing_later():

@@ -1,0 +1,59 @@
+"""Early stopping on a slice of time after everything learned from."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from model_runtime.training.batches import BatchSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_runtime.training.data import TrainingLog
+    from model_runtime.training.learning import Learning
+    from schemas.training import TrainingConfig
+
+_BATCHES: Final = 8
+
+
+class Watch:
+    """Looks at the loss on what is held back, always on the same batches, and remembers the best parameters.
+
+    Args:
+        log: items and engagements.
+        config: how often, and how long without a better look.
+        from_ms: the slice begins
+        to_ms: and ends here.
+    """
+
+    def __init__(self, log: TrainingLog, config: TrainingConfig, from_ms: int, to_ms: int) -> None:
+        self._config = config
+        source, rng = BatchSource(log, config, from_ms, to_ms), np.random.default_rng(config.seed)
+        self._batches = [source.draw(rng) for _ in range(_BATCHES)]
+        self._best = math.inf
+        self._best_parameters: list[torch.Tensor] = []
+        self._worse = 0
+
+    def stop(self, learning: Learning, step: int, layers: int) -> bool:
+        """Whether enough looks in a row were no better; if so the best parameters are back.
+
+        Args:
+            learning: what is trained.
+            step: how many steps it has made.
+            layers: how many take part. Losses with fewer are not comparable, and the rest have yet to start: until
+                all do there is no look.
+        """
+        if layers < self._config.layers or step % self._config.validate_every:
+            return False
+        loss = learning.validate(self._batches, layers)
+        if loss < self._best:
+            self._best, self._worse, self._best_parameters = loss, 0, learning.snapshot()
+            return False
+        self._worse += 1
+        if self._worse < self._config.patience:
+            return False
+        learning.restore(self._best_parameters)
+        return True

@@ -1,0 +1,248 @@
+"""Checkpoints, refreshes and early stopping: a training that is interrupted, and one that never ends."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from model_runtime import artifact as artifacts
+from model_runtime.runtime import FrozenModel
+from model_runtime.training.data import TrainingLog
+from model_runtime.training.state import TrainingState
+from model_runtime.training.trainer import Trainer
+from schemas.errors import ArtifactError, UsageError
+from schemas.events import ItemContent
+from schemas.training import OverUseConfig, PriorConfig, RefreshConfig
+from tests.unit.model_runtime.test_trainer import CONFIG, ITEMS, made_up_log
+
+SMALL = CONFIG.model_copy(
+    update={
+        "steps": 20,
+        "checkpoint_every": 8,
+        "head": 8,
+        "cell_engagements": 200,
+        "refresh": RefreshConfig(steps=5, span_s=600),
+    }
+)
+HALF = 1_800_000
+
+
+class Interrupted(Exception):  # noqa: N818  # it is no error of the code under test
+    """The process goes away."""
+
+
+def interrupt_at(step):
+    def on_step(parts):
+        if parts["step"] == step:
+            raise Interrupted
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    trainer = Trainer(SMALL)
+    trainer.fit(made_up_log(), until_ms=HALF)
+    return trainer
+
+
+def fresh_copy(trainer, tmp_path):
+    trainer.state.save(tmp_path / "copy")
+    return Trainer(TrainingState.load(tmp_path / "copy"))
+
+
+def test_an_interrupted_training_ends_as_if_it_had_not_been(fitted, tmp_path):
+    with pytest.raises(Interrupted):
+        Trainer(SMALL).fit(made_up_log(), until_ms=HALF, checkpoint=tmp_path / "c", on_step=interrupt_at(19))
+    state = TrainingState.load(tmp_path / "c")
+    assert (state.step, state.fitted) == (16, False)
+    again = Trainer(state)
+    again.fit(made_up_log(), until_ms=HALF)
+    assert again.artifact().manifest == fitted.artifact().manifest.model_copy(
+        update={"metrics": again.artifact().manifest.metrics}
+    )
+
+
+def test_a_state_survives_saving_whole(fitted, tmp_path):
+    loaded, state = fresh_copy(fitted, tmp_path).state, fitted.state
+    for each in fields(state):
+        one, two = getattr(state, each.name), getattr(loaded, each.name)
+        if each.name == "rng":
+            one, two = one.bit_generator.state, two.bit_generator.state
+        np.testing.assert_equal(one, two)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "c").write_bytes(b"nonsense")
+    for path in (tmp_path / "c", tmp_path / "missing"):
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            TrainingState.load(path)
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        TrainingState.fresh(SMALL).save(tmp_path / "c" / "below")
+
+
+def with_newcomers(log: TrainingLog) -> TrainingLog:
+    """Items 100 to 119 are born in the second half, and clicked from then on."""
+    created = np.where(np.arange(ITEMS) < 100, 0, HALF)
+    item = np.where((log.time < HALF) & (log.item >= 100), log.item - 100, log.item)
+    parts = {name: getattr(log, name) for name in log.__slots__}
+    return TrainingLog(**parts | {"created_at": created, "item": item.astype(np.int32)})
+
+
+def test_a_refresh_learns_new_items_and_moves_the_window(tmp_path):
+    log = with_newcomers(made_up_log())
+    trainer = Trainer(SMALL)
+    first = trainer.fit(log, until_ms=HALF)
+    assert first.artifact.manifest.ids == 100
+    second = trainer.refresh(log, HALF + 600_000)
+    manifest = second.artifact.manifest
+    assert second.steps == 5
+    assert manifest.ids == ITEMS
+    assert manifest.version > first.artifact.manifest.version
+    assert (manifest.window.to_ms, manifest.window.items) == (HALF + 600_000, ITEMS)
+    assert manifest.window.engagements == np.count_nonzero(log.time < HALF + 600_000)
+    assert manifest.model_hash != first.artifact.manifest.model_hash
+    model = FrozenModel(second.artifact)
+    newcomer = log.contents[110]
+    assert model.encode([newcomer], ["110"]).vectors.tobytes() != model.encode([newcomer]).vectors.tobytes()
+    model.save(tmp_path / "m")
+    assert FrozenModel.load(tmp_path / "m").encode([newcomer], ["110"]).vectors.tobytes() == (
+        model.encode([newcomer], ["110"]).vectors.tobytes()
+    )
+
+
+def test_a_refresh_sees_nothing_of_what_comes_after(fitted, tmp_path):
+    log, until = made_up_log(), HALF + 600_000
+    late = log.time >= until
+    parts = {name: getattr(log, name) for name in log.__slots__}
+    other = TrainingLog(**parts | {"item": np.where(late, 0, log.item).astype(np.int32)})
+    one, two = (fresh_copy(fitted, tmp_path).refresh(each, until).artifact.manifest for each in (log, other))
+    assert one == two
+
+
+def test_a_longer_gap_is_made_up_for_with_more_steps(fitted, tmp_path):
+    trainer = fresh_copy(fitted, tmp_path)
+    assert trainer.refresh(made_up_log(), HALF + 1_800_000).steps == 15
+    assert fresh_copy(fitted, tmp_path).refresh(made_up_log(), HALF + 1_800_000, steps=2).steps == 2
+
+
+def test_a_quiet_span_makes_no_steps(fitted, tmp_path):
+    trainer = fresh_copy(fitted, tmp_path)
+    log = made_up_log().before(HALF)
+    result = trainer.refresh(log, 10 * HALF)
+    assert result.steps == 0
+    assert result.artifact.manifest.model_hash == fitted.artifact().manifest.model_hash
+    assert result.artifact.manifest.window.to_ms == 10 * HALF
+
+
+def test_an_artifact_alone_can_be_gone_on_from(fitted, tmp_path):
+    artifacts.save(fitted.artifact(), tmp_path / "m")
+    state = TrainingState.of_artifact(artifacts.load(tmp_path / "m"), {"refresh": {"steps": 3}})
+    trainer = Trainer(state)
+    before, after = fitted.model(), trainer.model()
+    contents = made_up_log().contents
+    ids = [str(row) for row in range(ITEMS)]
+    moved = np.abs(
+        after.encode(contents, ids).vectors.astype(np.float32) - before.encode(contents, ids).vectors.astype(np.float32)
+    )
+    assert moved.max() < 1e-2
+    assert trainer.refresh(made_up_log(), HALF + 600_000).steps == 3
+
+
+def test_settings_of_another_shape_are_refused_by_name(fitted):
+    with pytest.raises(ArtifactError, match=r"codewords of .* \(2, 2, 4, 8\), the settings imply \(2, 2, 8, 8\)"):
+        TrainingState.of_artifact(fitted.artifact(), {"codewords": 8})
+    with pytest.raises(ArtifactError, match=r"encoder\.layer0\.weight"):
+        fitted.state.with_settings({"hidden": [32]})
+    assert fitted.state.with_settings({"temperature": 0.5}).config.temperature == 0.5
+
+
+def test_there_is_nothing_to_refresh_or_export_before_a_fit():
+    with pytest.raises(UsageError, match="fit one first"):
+        Trainer(SMALL).refresh(made_up_log(), HALF)
+    with pytest.raises(UsageError, match="fit one first"):
+        Trainer(SMALL).artifact()
+
+
+def test_only_the_latest_engaged_items_keep_a_vector_of_their_own():
+    trainer = Trainer(SMALL.model_copy(update={"max_ids": 30}))
+    log = made_up_log()
+    assert trainer.fit(log, until_ms=HALF).artifact.manifest.ids == 30
+    latest = np.zeros(ITEMS, np.int64)
+    np.maximum.at(latest, log.item[log.time < HALF], log.time[log.time < HALF])
+    assert trainer.state.id_seen.min() == np.sort(latest)[-30]
+    assert Trainer(SMALL.model_copy(update={"max_ids": 0})).fit(log).artifact.manifest.ids == 0
+
+
+def test_cold_items_work_as_ids_are_dropped_in_training():
+    """A new item of a genre is close to that genre although all others have vectors of their own."""
+    model = FrozenModel(Trainer(CONFIG).fit(made_up_log()).artifact)
+    known = model.encode(made_up_log().contents, [str(row) for row in range(ITEMS)]).vectors[:, 0].astype(np.float32)
+    new = model.encode([ItemContent(title="never seen snow")], ["new"]).vectors[0, 0].astype(np.float32)
+    assert (known[::2] @ new).mean() > (known[1::2] @ new).mean() + 0.3
+
+
+def test_early_stopping_keeps_the_best_and_then_learns_what_was_held_back():
+    steps: list[float] = []
+    config = SMALL.model_copy(
+        update={
+            "steps": 400,
+            "validation_share": 0.2,
+            "validate_every": 10,
+            "patience": 2,
+            "start_share": 0.05,
+            "layer_share": 0.0,
+            "learning_rate": 0.05,
+        }
+    )
+    trainer = Trainer(config)
+    result = trainer.fit(made_up_log(), on_step=lambda parts: steps.append(parts["step"]))
+    assert result.steps < 400
+    assert result.artifact.manifest.metrics["stopped_early"] == 1
+    assert len(steps) == result.steps + max(5, round(0.2 * result.steps))
+    assert result.artifact.manifest.window.to_ms == made_up_log().time[-1] + 1
+
+
+@pytest.mark.parametrize("kind", ["none", "disturbance", "biased", "moving_average"])
+def test_each_means_against_over_use_trains(kind):
+    config = SMALL.model_copy(update={"over_use": OverUseConfig(kind=kind), "start_share": 0.1})
+    result = Trainer(config).fit(made_up_log())
+    assert (np.abs(result.artifact.codewords).max(axis=(2, 3)) > 0).all()
+    assert np.isfinite(result.artifact.manifest.metrics["final_loss"])
+
+
+def test_a_prior_is_learned_that_prefers_what_is_clicked():
+    log = made_up_log()
+    skewed = TrainingLog(
+        **{name: getattr(log, name) for name in log.__slots__}
+        | {"item": np.where(np.arange(len(log.item)) % 3, log.item, log.item % 6).astype(np.int32)}
+    )
+    prior = Trainer(CONFIG).fit(skewed).artifact
+    found = FrozenModel(prior).prior
+    assert found is not None
+    assert found.half_lives_s == CONFIG.prior.half_lives_s
+    counts = np.array([[200.0] * 4, [10.0] * 4, [0.0] * 4])
+    scores = found.score(counts, np.full(3, 1_800.0))
+    assert scores[0] > scores[1] > scores[2]
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ArtifactError, match="'tpu'"):
+        Trainer(SMALL, device="tpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_runs_on_cuda():
+    result = Trainer(SMALL, device="cuda").fit(made_up_log())
+    assert np.isfinite(result.artifact.manifest.metrics["final_loss"])
+
+
+def test_a_model_may_go_without_a_prior():
+    config = SMALL.model_copy(update={"prior": PriorConfig(export=False)})
+    artifact = Trainer(config).fit(made_up_log()).artifact
+    assert artifact.manifest.prior is None
+    assert artifact.manifest.prior_hash is None
+    assert FrozenModel(artifact).prior is None
