@@ -31,7 +31,7 @@ from benchmarks.apart import call
 from benchmarks.options import Options, main, say
 from benchmarks.report import Result
 from schemas.training import TrainingConfig
-from streamer.evaluation.report import split_time
+from streamer.evaluation.timeline import split_time
 from streamer.importers.globo import import_globo
 from streamer.importers.movielens import import_movielens
 from streamer.train import train_artifact

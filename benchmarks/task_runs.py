@@ -22,7 +22,7 @@ from indexer.retrieval.retrieve import prior, retrieve_many
 from model_runtime.runtime import Encoded, FrozenModel
 from model_runtime.training.data import TrainingLog
 from schemas.config import Config, RetrievalConfig
-from streamer.evaluation.recall import build_requests
+from streamer.evaluation.requests import build_requests
 from streamer.generations import store_meta
 from streamer.training_data import read_training_log
 

@@ -7,7 +7,9 @@ import uuid
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
+from typer.testing import CliRunner
 
 from schemas.config import KafkaConfig
 
@@ -31,6 +33,13 @@ class FreshTopics(Protocol):
     def __call__(
         self, partitions: int = 1, *, engagement_partitions: int | None = None, **configs: str
     ) -> KafkaConfig: ...
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """Runs the command line in this process, without its logging, which would go on into a closed stream for good."""
+    monkeypatch.setattr(structlog, "configure", lambda **_: None)
+    return CliRunner()
 
 
 def give_up(reason: str) -> None:

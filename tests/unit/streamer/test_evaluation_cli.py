@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import orjson
 import pytest
-from typer.testing import CliRunner
 
 from model_runtime.runtime import FrozenModel
 from schemas.errors import ConfigError, UsageError
@@ -38,11 +39,11 @@ def test_a_timeline_holds_every_item_event_in_order_but_training_only_what_was_k
     assert read_timeline(events, 1_000_000, 1_700_000).item_at.max() < 1_700_000
 
 
-def test_a_model_is_evaluated_and_the_document_written(events, tmp_path):
+def test_a_model_is_evaluated_and_the_document_written(events, tmp_path, command_line):
     FrozenModel.untrained(2, 2, 3, 8).save(tmp_path / "model")
     arguments = ["evaluate", "--events", str(events), "--model", str(tmp_path / "model"), "--share", "0.6"]
     out = tmp_path / "found" / "tiny.json"
-    told = CliRunner().invoke(app, [*arguments, "--only-index", "--json", "--out", str(out)], catch_exceptions=False)
+    told = command_line.invoke(app, [*arguments, "--only-index", "--json", "--out", str(out)], catch_exceptions=False)
     assert told.exit_code == 0
     found = orjson.loads(told.stdout)
     assert found == orjson.loads(out.read_bytes())
@@ -52,14 +53,14 @@ def test_a_model_is_evaluated_and_the_document_written(events, tmp_path):
             "name", "recall@100", "recall@500", "cold_recall@100", "fresh_recall@100", "low_exposure_share",
             "scored_per_query",
         } <= system.keys()  # fmt: skip
-    table = CliRunner().invoke(app, [*arguments, "--only-index"], catch_exceptions=False)
+    table = command_line.invoke(app, [*arguments, "--only-index"], catch_exceptions=False)
     assert "MFLI + prior" in table.stdout
 
 
-def test_a_span_that_ends_before_it_begins_is_refused(events):
+def test_a_span_that_ends_before_it_begins_is_refused(events, command_line):
     arguments = ["evaluate", "--events", str(events), "--from", "1000000", "--to", "999999"]
     with pytest.raises(UsageError, match="--to"):
-        CliRunner().invoke(app, arguments, catch_exceptions=False)
+        command_line.invoke(app, arguments, catch_exceptions=False)
 
 
 def test_wrong_settings_are_named(tmp_path):
@@ -80,8 +81,6 @@ def test_a_section_of_the_evaluation_overrides_the_settings_of_training(tmp_path
 
 def test_the_shipped_settings_are_read():
     for name in ("globo", "movielens"):
-        from pathlib import Path
-
         examples = Path(__file__).parents[3] / "examples"
         settings = load_settings(examples / f"{name}-evaluation.toml", examples / f"{name}-training.toml")
         assert settings.name == name

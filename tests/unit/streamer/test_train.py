@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from model_runtime.runtime import FrozenModel
 from model_runtime.training.state import TrainingState
@@ -141,17 +140,16 @@ def test_the_shipped_settings_are_settings():
     assert max(films.prior.half_lives_s) > max(news.prior.half_lives_s)
 
 
-def test_the_command_trains_and_goes_on(events, tmp_path):
+def test_the_command_trains_and_goes_on(events, tmp_path, command_line):
     (tmp_path / "settings.toml").write_text("dim = 8\ncodewords = 4\n[[labels]]\nname = 'next'\nkind = 'next'\n")
     common = ["train", "--events", str(events), "--settings", str(tmp_path / "settings.toml"), "--json"]
-    runner = CliRunner()
-    first = runner.invoke(app, [*common, "--out", str(tmp_path / "m"), "--steps", "2", "--until", str(UNTIL)])
+    first = command_line.invoke(app, [*common, "--out", str(tmp_path / "m"), "--steps", "2", "--until", str(UNTIL)])
     assert first.exit_code == 0, first.output
-    second = runner.invoke(
+    second = command_line.invoke(
         app, [*common, "--out", str(tmp_path / "n"), "--steps", "1", "--continue", str(tmp_path / "m")]
     )
     assert second.exit_code == 0, second.output
     assert json.loads(second.stdout)["version"] > json.loads(first.stdout)["version"]
     other_shape = ["--codewords", "8", "--continue", str(tmp_path / "m")]
-    wrong = runner.invoke(app, [*common, "--out", str(tmp_path / "n"), *other_shape])
+    wrong = command_line.invoke(app, [*common, "--out", str(tmp_path / "n"), *other_shape])
     assert isinstance(wrong.exception, ArtifactError)
