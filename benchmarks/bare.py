@@ -52,7 +52,7 @@ def ingest(*, phases: Sequence[dict[str, Any]], threads: int) -> Answer:
     configs = [Config.model_validate(phase) for phase in phases]
     first = configs[0]
     model = FrozenModel.load(first.model.path, threads=first.model.threads)
-    meta = store_meta(model.manifest, "bare", first.counters.half_lives_s)
+    meta = store_meta(model, "bare", first.counters.half_lives_s)
     read: dict[str, int] = {}
     answer: Answer = {"phases": []}
     with Store.create(Path(first.data_dir) / "bare", meta) as store:

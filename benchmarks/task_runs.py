@@ -73,7 +73,7 @@ def moment(
     asked = build_requests(log, now_ms, to_ms, requests)
     triggers = [each[each >= 0] for each in row_of[asked.triggers]]
     some = [at for at, each in enumerate(triggers) if len(each)]
-    meta = store_meta(model.manifest, "benchmark", config.counters.half_lives_s)
+    meta = store_meta(model, "benchmark", config.counters.half_lives_s)
     index = Index.open(path, meta, model.codewords, config)
     names = [log.item_ids[item] for item in pool.tolist()]
     nobody: I64 = np.empty(0, np.int64)

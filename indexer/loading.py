@@ -118,6 +118,8 @@ def _load_stats(store: Store, view: LiveView) -> None:
 
 def _heats(view: LiveView) -> F32:
     """(items,) heat of each item; most were never engaged."""
+    if view.impact.learned:  # what was never engaged is worth something, too
+        return view.heats(np.arange(len(view.items)))
     heats = np.zeros(len(view.items), np.float32)
     engaged = np.flatnonzero(view.items["decayed"][:, view.order.window])
     heats[engaged] = view.heats(engaged)

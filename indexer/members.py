@@ -195,12 +195,13 @@ class MemberPool:
         """All heats anew, (items,)."""
         kernels.reheat(self.start, self.length, self.ordinal, self.heat, heats)
 
-    def set_vectors(self, rows: I64, ordinals: npt.NDArray[np.integer], vectors: F16) -> None:
-        """New embeddings of members that stay in their rows; all (n,), vectors (n, d)."""
+    def renew(self, rows: I64, ordinals: npt.NDArray[np.integer], vectors: F16, heats: F32) -> None:
+        """New embeddings and heats of members that stay in their rows; all (n,), distinct, vectors (n, d)."""
         at = self.start[rows] + self.place[ordinals, rows % self.facets]
         if len(at) and (self.ordinal[at] != ordinals).any():
             raise ValueError("an item is not in the leaf that it is said to be in")
-        self.bits[at] = np.ascontiguousarray(vectors).view(np.uint16)
+        self.bits[at], self.heat[at] = np.ascontiguousarray(vectors).view(np.uint16), heats
+        self.touched[rows] += 1
 
     def load_vectors(self, leaf: U32, ordinals: I64, vectors: F16) -> None:
         """Embeddings (n, F, d) of items (n,) wherever they stand; those of items that stand nowhere are passed over.

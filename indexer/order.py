@@ -1,11 +1,15 @@
 """In which order a posting list is kept: what is worth most whoever asks comes first, so that a scan may stop early.
 
-The impact of an item is its decayed engagements of one window plus ``creation`` engagements that it got for being
-created, decayed alike: a new item stands before all that nobody engaged for a while, and items without engagements
-stand newest first. All of it decays at one rate, so that the order of two items changes only when one is engaged: time
-alone moves nobody, and the writer touches only what an event touches.
+Where the model has a prior of its own, the impact of an item is what that says it is worth, see
+:mod:`model_runtime.prior`. That is computed at a moment, the *landmark*, in epoch milliseconds; for an item that is
+engaged later, at its last engagement. As stream time goes on, the landmark follows, and all lists are sorted anew: no
+more often than :attr:`Impact.stride_ms` says, nor than enough has changed to pay for it.
 
-Impacts are kept relative to a landmark, a whole number of half-lives, which moves in strides with stream time.
+Elsewhere the impact of an item is its decayed engagements of one window plus ``creation`` engagements that it got for
+being created, decayed alike: a new item stands before all that nobody engaged for a while, and items without
+engagements stand newest first. All of it decays at one rate, so that the order of two items changes only when one is
+engaged: time alone moves nobody, and the writer touches only what an event touches. These impacts are relative to a
+landmark, a whole number of half-lives, which moves in strides with stream time.
 """
 
 from __future__ import annotations
@@ -16,13 +20,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from indexer import worth_kernels
 from indexer.counters import EPOCH_HALF_LIVES, CounterRows
 from schemas.config import RetrievalConfig
+from schemas.store import StoreMeta
 
 I64 = npt.NDArray[np.int64]
 
 STRIDE: Final = 32
 """Half-lives between two landmarks; float32 holds 127 on either side of one."""
+_SHARE: Final = 64
+"""Of the shortest half-life that a learned prior reads: what it says does not change by more meanwhile."""
+_PAID: Final = 32
+"""Items whose worth is computed anew for each change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +74,50 @@ def impact_of(
     """(n,) what posting lists are sorted by, descending; of equals the greater ordinal comes first."""
     born = np.exp2(np.clip(created_at / (half_life_s * 1_000.0) - landmark, -1_074, 1_000))
     return heat.astype(np.float64) + creation * born
+
+
+class Impact:
+    """How impacts are computed in one index: by the model's own prior where it has one, else as configured.
+
+    Args:
+        order: as configured.
+        meta: half-lives, and the model's prior.
+
+    Attributes:
+        learned: whether heats are what items are worth by the model's own prior.
+        window: else which half-life they count, from 0 up.
+        half_life_s: of the window; creation: engagements that creation counts like, 0 where heats say all.
+        stride_ms: what a landmark moves by at least, where learned.
+    """
+
+    def __init__(self, order: Order, meta: StoreMeta) -> None:
+        windows, prior = len(meta.half_lives_s), meta.prior
+        self.learned = prior is not None
+        self.window = (order.window if order.window < windows else -1) % windows
+        self.half_life_s = meta.half_lives_s[self.window]
+        self.creation = 0.0 if self.learned else order.creation
+        self.stride_ms = 0
+        if prior is not None:
+            self.stride_ms = max(1, 1_000 * min(meta.half_lives_s[window] for window in prior.windows) // _SHARE)
+            self._prior = (
+                np.array(meta.half_lives_s) * 1_000.0, np.array(prior.windows), np.array(prior.widths),
+                np.array(prior.parameters), prior.temperature,
+            )  # fmt: skip
+
+    def landmark(self, stream_time_ms: int) -> int:
+        """The landmark at a stream time."""
+        if self.learned:
+            return stream_time_ms // self.stride_ms * self.stride_ms
+        return landmark_at(stream_time_ms, self.half_life_s)
+
+    def is_due(self, changes: int, items: int) -> bool:
+        """Whether so many changes since the last time pay for all heats anew."""
+        return not self.learned or changes * _PAID >= items
+
+    def heats(self, rows: CounterRows, created_at: I64, landmark: int) -> npt.NDArray[np.float32]:
+        """(n,) heats of n items as of a landmark."""
+        if not self.learned:
+            return heat_of(rows, self.window, landmark)
+        out = np.empty(len(created_at), np.float32)
+        worth_kernels.worth(rows.epochs, rows.decayed, rows.last_at, created_at, landmark, *self._prior, out)
+        return out

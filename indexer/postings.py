@@ -101,6 +101,7 @@ class ItemPlan:
         members.ensure_items(len(items))
         live = self.ordinals[self.live]
         heats = view.heats(live)
+        view.changed += len(self.ordinals)
         by_ordinal = np.argsort(live)
         for facet, f in enumerate(view.facets):
             opened = self._opened[facet]
@@ -118,8 +119,7 @@ class ItemPlan:
             stays = np.ones(len(live), np.bool_)
             stays[enters] = False
             rows = f.members.rows(items["leaf"][live[stays], facet])
-            members.set_vectors(rows, live[stays], self.vectors[stays, facet])
-            members.touched[rows] += 1  # it may have been deleted and created anew
+            members.renew(rows, live[stays], self.vectors[stays, facet], heats[stays])  # it may have been created anew
 
 
 def put_sizes(write: Batch, facet: int, sizes: I64, leaves: I64, change: npt.NDArray[np.integer]) -> None:

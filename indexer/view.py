@@ -7,7 +7,6 @@ never see half of a batch, a split or a merge.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from indexer.ids import Ids
 from indexer.keys import ItemState, LeafState
 from indexer.labels import LabelTable
 from indexer.members import FacetMembers, MemberPool
-from indexer.order import Order, heat_of, landmark_at
+from indexer.order import Impact, Order
 from indexer.ragged import RaggedPool
 from indexer.reads import Reads
 from indexer.shared_lock import SharedLock
@@ -168,7 +167,8 @@ class LiveView:
         ids: item ids by ordinal, and ordinals by item id.
         reads: how often leaves are read.
         totals: as of the last applied batch.
-        order, half_life_s, landmark: how posting lists are ordered, see :mod:`indexer.order`.
+        order, impact, landmark: how posting lists are ordered, see :mod:`indexer.order`.
+        changed: items that came or were engaged since all heats were computed, each as often.
         latest_engagement: the greatest ``last_at``.
         positions: partition name -> next offset.
         watchers: told, under ``lock``, before a batch changes anything here: ordinals of which the item is about to
@@ -200,9 +200,10 @@ class LiveView:
         self.members = MemberPool(meta.facets, meta.dim)
         self.reads = Reads(meta.facets)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
-        self.order = order if order.window < windows else replace(order, window=-1)
-        self.half_life_s = meta.half_lives_s[self.order.window]
-        self.landmark = landmark_at(totals.stream_time_ms, self.half_life_s)
+        self.order = order
+        self.impact = Impact(order, meta)
+        self.landmark = self.impact.landmark(totals.stream_time_ms)
+        self.changed = 0
         self.latest_engagement = 0
         self.positions: dict[str, int] = {}
         self.watchers: list[Watcher] = []
@@ -230,8 +231,8 @@ class LiveView:
         self.latest_engagement = max(self.latest_engagement, int(rows.last_at.max(initial=0)))
 
     def heats(self, ordinals: I64) -> F32:
-        """(n,) engagements of the window that orders posting lists, as of the landmark."""
-        return heat_of(self.counters(ordinals), self.order.window, self.landmark)
+        """(n,) heats of items as of the landmark, see :class:`indexer.order.Impact`."""
+        return self.impact.heats(self.counters(ordinals), self.items["created_at"][ordinals], self.landmark)
 
     def vectors(self, ordinals: I64, facet: int) -> npt.NDArray[np.float16]:
         """(n, d) float16 embeddings of live items in one facet."""
@@ -241,23 +242,25 @@ class LiveView:
     def engage(self, ordinals: I64, rows: CounterRows) -> None:
         """New counters of n distinct ordinals, which may change their place in posting lists."""
         self.set_counters(ordinals, rows)
+        self.changed += len(ordinals)
         live = self.items["state"][ordinals] == ItemState.LIVE
         self.members.engage(self.items["leaf"], ordinals[live], self.heats(ordinals[live]))
 
-    def settle(self) -> None:
-        """Sort the posting lists in which enough changed, and move the landmark with stream time."""
+    def settle(self, landmark: int | None = None) -> None:
+        """Sort the posting lists in which enough changed; move the landmark with stream time, or where it is told."""
         members = self.members
-        landmark = landmark_at(self.totals.stream_time_ms, self.half_life_s)
-        if landmark != self.landmark:
-            self.landmark = landmark
+        if landmark is None and self.impact.is_due(self.changed, len(self.items)):
+            landmark = self.impact.landmark(self.totals.stream_time_ms)
+        if landmark is not None and landmark != self.landmark:
+            self.landmark, self.changed = landmark, 0
             members.reheat(self.heats(np.arange(len(self.items))))
             members.touched[:] = members.length + 1
         self.sort(np.flatnonzero(members.touched > self.order.slack * members.length))
 
     def sort(self, rows: I64, *, bare: bool = False) -> None:
         """Sort posting lists by impact; ``rows`` are rows of ``members``, ``bare`` those without embeddings yet."""
-        order = self.order
-        self.members.sort(rows, self.items["created_at"], order.creation, self.half_life_s, self.landmark, bare=bare)
+        impact = self.impact
+        self.members.sort(rows, self.items["created_at"], impact.creation, impact.half_life_s, self.landmark, bare=bare)
 
     def ordinals_of(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id was never seen."""

@@ -24,12 +24,14 @@ from indexer.retrieval.readers import ViewReader
 from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many
 from schemas.config import Config
+from schemas.prior import LearnedPrior
 from schemas.store import StoreMeta
 
 I64 = npt.NDArray[np.int64]
 
 _ITEMS: Final = 64
 _BOUNDS: Final = {"low": 4, "high": 16}
+_PRIOR: Final = LearnedPrior(windows=(0,), widths=(2, 1), parameters=(1.0, -1.0), temperature=1.0)
 
 
 def warm_up(facets: int = 3, dim: int = 64) -> float:
@@ -37,7 +39,8 @@ def warm_up(facets: int = 3, dim: int = 64) -> float:
     began = time.monotonic()
     meta = StoreMeta(
         generation="warm", model_name="warm", model_version="0", model_hash="", codebook_hash="",
-        facets=facets, layers=2, codewords=4, dim=dim, half_lives_s=(60, 3_600), created_at_ms=0,
+        facets=facets, layers=2, codewords=4, dim=dim, half_lives_s=(60, 3_600), prior=_PRIOR,
+        created_at_ms=0,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     codewords = rng.standard_normal((facets, 2, 4, dim)).astype(np.float32)

@@ -21,9 +21,10 @@ from safetensors.numpy import save as tensors_to_bytes
 from model_runtime import fixed_point as fx
 from model_runtime.codebook import too_long
 from model_runtime.encoder import EncoderShape, weight_grid
-from model_runtime.prior import PRIOR_BITS, PRIOR_LIMIT, PriorShape
+from model_runtime.prior import PriorShape
 from schemas.artifact import ArtifactManifest, FacetLabel, PriorSpec, TrainingWindow
 from schemas.errors import ArtifactError
+from schemas.prior import BITS, LIMIT
 
 Float32Array = npt.NDArray[np.float32]
 U64Array = npt.NDArray[np.uint64]
@@ -215,7 +216,7 @@ def load(directory: Path) -> Artifact:
     for name, values in tensors.items():
         _check_grid(directory / ENCODER, name, values, *weight_grid(name))
     for name, values in prior.items():
-        _check_grid(directory / PRIOR, name, values, PRIOR_BITS, PRIOR_LIMIT)
+        _check_grid(directory / PRIOR, name, values, BITS, LIMIT)
     _check_grid(directory / CODEBOOK, "codewords", codewords, fx.CODEWORD_BITS, fx.CODEWORD_LIMIT)
     if too_long(codewords):
         raise ArtifactError(f"{directory / CODEBOOK}: codewords are too long to compare exactly; train the model again")

@@ -19,15 +19,12 @@ import numpy.typing as npt
 
 from model_runtime import fixed_point as fx
 from schemas.errors import ArtifactError
+from schemas.prior import BITS, CARRIED_LIMIT, LIMIT, SCALE, UNIT_S, LearnedPrior
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
-PRIOR_BITS: Final = 12
-PRIOR_LIMIT: Final = 2.0**6
-_CARRIED_LIMIT: Final = 2.0**12
-_SCALE: Final = 0.125
-_MINUTE_S: Final = 60.0
+_STEP: Final = 2.0**-BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def initial_weights(shape: PriorShape, rng: np.random.Generator) -> dict[str, Fl
 
 def freeze(weights: dict[str, Float32Array]) -> dict[str, Float32Array]:
     """Weights on the grid of the frozen prior."""
-    return {name: fx.snap(values, PRIOR_BITS, PRIOR_LIMIT) for name, values in weights.items()}
+    return {name: fx.snap(values, BITS, LIMIT) for name, values in weights.items()}
 
 
 def inputs(decayed: Float64Array, age_s: npt.NDArray[np.floating]) -> Float64Array:
@@ -77,12 +74,11 @@ def inputs(decayed: Float64Array, age_s: npt.NDArray[np.floating]) -> Float64Arr
         decayed: (..., W) decayed engagement counts, at least 0.
         age_s: (...,) seconds since creation; an item from the future counts as new.
     """
-    minutes = np.maximum(np.asarray(age_s, np.float64), 0) / _MINUTE_S
+    minutes = np.maximum(np.asarray(age_s, np.float64), 0) / UNIT_S
     raw = np.concatenate([decayed, minutes[..., None]], axis=-1)
     mantissa, exponent = np.frexp(raw + 1)
-    raw = (exponent - 2 + 2 * mantissa) * _SCALE  # log2, exact at powers of two and linear between them
-    step = 2.0**-PRIOR_BITS
-    gridded: Float64Array = np.rint(raw / step) * step
+    raw = (exponent - 2 + 2 * mantissa) * SCALE  # log2, exact at powers of two and linear between them
+    gridded: Float64Array = np.rint(raw / _STEP) * _STEP
     return gridded
 
 
@@ -105,6 +101,21 @@ class Prior:
             )
             for layer in range(len(shape.hidden) + 1)
         ]
+
+    def learned(self, half_lives_s: tuple[int, ...]) -> LearnedPrior:
+        """As an index of a store with these half-lives evaluates it.
+
+        Raises:
+            ArtifactError: as :meth:`windows`.
+        """
+        *hidden, (last, _) = self._layers
+        parameters = [values for weight, bias in hidden for values in (weight.ravel(), bias)]
+        return LearnedPrior(
+            windows=self.windows(half_lives_s),
+            widths=(*(len(weight) for weight, _ in self._layers), 1),
+            parameters=tuple(np.concatenate([*parameters, last.ravel()]).tolist()),
+            temperature=self.temperature,
+        )
 
     def windows(self, half_lives_s: tuple[int, ...]) -> tuple[int, ...]:
         """Which of a store's windows hold the counts that this prior reads, in its order.
@@ -129,10 +140,9 @@ class Prior:
             age_s: (n,) seconds since creation.
         """
         rows = inputs(decayed, age_s)
-        step = 2.0**-PRIOR_BITS
         for layer, (weight, bias) in enumerate(self._layers):
             rows = rows @ weight + bias
             if layer + 1 < len(self._layers):
-                rows = np.clip(np.rint(rows / step) * step, 0, _CARRIED_LIMIT)
+                rows = np.clip(np.rint(rows / _STEP) * _STEP, 0, CARRIED_LIMIT)
         score: Float32Array = rows[:, 0].astype(np.float32)
         return score

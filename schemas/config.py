@@ -286,8 +286,13 @@ class RetrievalConfig(_Section):
     similarity_weight: float = Field(
         default=1.0, ge=0, description="weight of the similarity to the triggers that voted for the leaf"
     )
-    engagement_weight: float = Field(default=0.05, ge=0, description="weight of log(1 + decayed engagements)")
-    freshness_weight: float = Field(default=0.0, ge=0, description="weight of 2^(-age / freshness_half_life_s)")
+    prior_weight: float = Field(
+        default=1.0, ge=0, description="weight of the model's own prior; where it has one, it takes the place of ..."
+    )
+    engagement_weight: float = Field(default=0.05, ge=0, description="... this weight of log(1 + decayed engagements)")
+    freshness_weight: float = Field(
+        default=0.0, ge=0, description="... and this one of 2^(-age / freshness_half_life_s)"
+    )
     freshness_half_life_s: int = Field(default=21_600, ge=1, description="half-life of the freshness prior")
     decay: int = Field(
         default=-1, ge=-1, le=15, description="which of counters.half_lives_s the prior reads; -1 the longest"

@@ -50,7 +50,7 @@ class SnapshotInfo(BaseModel):
         items_live: live items.
         journal_seq: entries of the journal so far; nothing was rebalanced between two snapshots with the same.
         stream_time_ms: largest occurred_at applied.
-        order: how posting lists are ordered.
+        order: how posting lists are ordered; landmark: as of when, see :mod:`indexer.order`.
         created_at_ms: wall clock when it was taken, epoch milliseconds.
         files: name -> content. Of a full, its arrays; of a delta, its segments in the order in which they are applied.
     """
@@ -71,6 +71,7 @@ class SnapshotInfo(BaseModel):
     journal_seq: int = Field(ge=0)
     stream_time_ms: int
     order: ListOrder
+    landmark: int
     created_at_ms: int = Field(ge=0)
     files: dict[FileName, CheckpointFile]
 

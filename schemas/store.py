@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.prior import LearnedPrior
+
 FORMAT_VERSION: Final = 2
 
 
@@ -15,6 +17,7 @@ class StoreMeta(BaseModel):
     Attributes:
         generation: name of the index version this store holds.
         half_lives_s: half-life of each decayed engagement count, seconds.
+        prior: the model's own; None where it has none, then that of the configuration counts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +33,7 @@ class StoreMeta(BaseModel):
     codewords: int
     dim: int
     half_lives_s: tuple[int, ...]
+    prior: LearnedPrior | None = None
     created_at_ms: int
 
 

@@ -192,8 +192,13 @@ def drop_generation(data_dir: Path, generation: str) -> int:
     return freed
 
 
-def store_meta(manifest: ArtifactManifest, generation: str, half_lives_s: tuple[int, ...]) -> StoreMeta:
-    """What an artifact makes of a store."""
+def store_meta(model: FrozenModel, generation: str, half_lives_s: tuple[int, ...]) -> StoreMeta:
+    """What a model makes of a store.
+
+    Raises:
+        ArtifactError: its prior reads counts that the store would not have.
+    """
+    manifest = model.manifest
     return StoreMeta(
         generation=generation,
         model_name=manifest.name,
@@ -205,6 +210,7 @@ def store_meta(manifest: ArtifactManifest, generation: str, half_lives_s: tuple[
         codewords=manifest.codewords,
         dim=manifest.dim,
         half_lives_s=half_lives_s,
+        prior=None if model.prior is None else model.prior.learned(half_lives_s),
         created_at_ms=now_ms(),
     )
 
@@ -265,9 +271,7 @@ def open_index(config: Config, model: FrozenModel, shard: int = 0, generation: s
     path = store_path(config.data_dir, name, shard)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        index = Index.open(
-            path, store_meta(model.manifest, name, config.counters.half_lives_s), model.codewords, config
-        )
+        index = Index.open(path, store_meta(model, name, config.counters.half_lives_s), model.codewords, config)
         own_shard(config.data_dir, name, shard)
     except OSError as error:
         raise StoreError(f"cannot write to {config.data_dir}: {error}; choose another --data-dir") from error

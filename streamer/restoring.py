@@ -35,7 +35,7 @@ def restore_if_of_use(config: Config, generation: str, model: FrozenModel, shard
     """
     path = store_path(config.data_dir, generation, shard)
     target = target_of(config)
-    wanted = store_meta(model.manifest, generation, config.counters.half_lives_s)
+    wanted = store_meta(model, generation, config.counters.half_lives_s)
     mine = source.identity()
 
     def of_use(info: CheckpointInfo) -> bool:

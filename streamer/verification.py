@@ -34,7 +34,7 @@ def verify_shards(
         meta = store.meta()
         replies[shard] = verify(
             store,
-            expected=None if model is None else store_meta(model.manifest, meta.generation, meta.half_lives_s),
+            expected=None if model is None else store_meta(model, meta.generation, meta.half_lives_s),
             reencode=None if model is None else reencoder(model),
             sample=sample,
             allow_unbalanced=allow_unbalanced,

@@ -57,6 +57,7 @@ class _How(NamedTuple):
     Attributes:
         k, limit, share, per_trigger: ``k``, ``scan``, ``vote_share``, ``per_trigger`` (0: any number) of the section.
         window, landmark, half_life_ms: of the engagements that count.
+        learned_weight: of the model's own prior, 0 without; then the others are 0.
         exact: see :func:`indexer.retrieval.prior_kernels.priors`.
     """
 
@@ -65,6 +66,7 @@ class _How(NamedTuple):
     share: float
     per_trigger: int
     similarity_weight: float
+    learned_weight: float
     engagement_weight: float
     freshness_weight: float
     now_ms: float
@@ -175,14 +177,16 @@ def score(
     """The best members of the chosen leaves."""
     window = config.decay % len(half_lives_s)
     same = window == served.window
+    configured = 0.0 if served.learned else 1.0
     how = _How(
         config.k,
         config.scan,
         config.vote_share,
         config.per_trigger or 0,
         config.similarity_weight,
-        config.engagement_weight,
-        config.freshness_weight,
+        config.prior_weight if served.learned else 0.0,
+        configured * config.engagement_weight,
+        configured * config.freshness_weight,
         float(now_ms),
         window,
         served.landmark if same else landmark_at(now_ms, half_lives_s[window]),

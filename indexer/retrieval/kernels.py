@@ -63,7 +63,8 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
     """One piece a leaf: each member scored by the greatest similarity to a trigger that voted for it."""
     facets, first, end, scored = pool.place.shape[1], asked.pointer[request], 0, 0
     begin, slots = chosen.pointer[request], chosen.pointer[request + 1] - chosen.pointer[request]
-    plain = how.similarity_weight == 1 and not how.engagement_weight and not how.freshness_weight
+    weights = how.learned_weight or how.engagement_weight or how.freshness_weight
+    plain = how.similarity_weight == 1 and not weights
     for slot in range(slots):
         at = begin + slot
         if slot + 1 < slots:

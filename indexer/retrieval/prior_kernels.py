@@ -40,11 +40,17 @@ def _kept(landmark: int, when_ms: float, half_life_ms: float) -> A:
 
 @njit(cache=True, nogil=True)
 def priors(pool: A, how: A, at: A, begin: int, count: int, out: A) -> None:
-    """Engagement and freshness of the members at positions ``at[begin : begin + count]``, weighted, from ``out[0]`` on.
+    """What the members at positions ``at[begin : begin + count]`` are worth, weighted, from ``out[0]`` on.
 
-    Engagements come from the pool's heats. Where these are of another window, or some engagement is later than now
-    (``how.exact``), they are counted from the items' own counters; else that would give the same number.
+    By the model's own prior that is their heat; else it is engagement and freshness, as configured. Engagements then
+    come from the pool's heats. Where these are of another window, or some engagement is later than now (``how.exact``),
+    they are counted from the items' own counters; else that would give the same number.
     """
+    if how.learned_weight:
+        members, some, weight = at[begin : begin + count], out[:count], np.float32(how.learned_weight)
+        for i in range(members.shape[0]):
+            some[i] = weight * pool.heat[members[i]]
+        return
     out[:count] = 0
     weight = np.float32(how.engagement_weight)
     if how.engagement_weight and how.exact:

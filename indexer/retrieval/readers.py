@@ -85,6 +85,10 @@ class IndexReader(Protocol):
         """(n, d) facet embeddings of live items."""
         ...
 
+    def worth(self, ordinals: I64) -> F32 | None:
+        """(n,) what items are worth by the model's own prior, in units of similarity; None where it has none."""
+        ...
+
     def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
         """(n,) decayed engagement counts of one window."""
         ...
@@ -162,10 +166,8 @@ class ViewReader:
             pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
             items["leaf"], items["created_at"], items["labels"], items["last_at"], items["epochs"], items["decayed"],
         )  # fmt: skip
-        served = Served(
-            arrays, view.order.window % len(self.meta.half_lives_s), view.landmark, view.latest_engagement,
-        )  # fmt: skip
-        return served, skip
+        impact = view.impact
+        return Served(arrays, impact.learned, impact.window, view.landmark, view.latest_engagement), skip
 
     def allowed(self, wanted: Filter) -> Allowed:
         """See :class:`IndexReader`."""
@@ -183,6 +185,11 @@ class ViewReader:
         """See :class:`IndexReader`."""
         with self.frozen():
             return self._view.vectors(ordinals, facet).astype(np.float32)
+
+    def worth(self, ordinals: I64) -> F32 | None:
+        """See :class:`IndexReader`."""
+        with self.frozen():
+            return self._view.heats(ordinals) if self._view.impact.learned else None
 
     def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
         """See :class:`IndexReader`."""

@@ -155,11 +155,13 @@ class Served:
 
     Attributes:
         pool: the arrays.
-        window: the half-life that ``pool.heat`` counts; landmark: of it; latest_engagement: none is later.
+        learned: whether ``pool.heat`` is what members are worth by the model's own prior.
+        window: else the half-life that it counts; landmark: of it; latest_engagement: none is later.
         names: ordinals of the index by those of the pool; None where they are the same.
     """
 
     pool: Pool
+    learned: bool
     window: int
     landmark: int
     latest_engagement: int

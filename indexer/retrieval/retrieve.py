@@ -280,7 +280,10 @@ def _merge(
 
 
 def prior(reader: IndexReader, ordinals: I64, config: RetrievalConfig, now_ms: int) -> npt.NDArray[np.float64]:
-    """(n,) what an item is worth whoever asks: engagement and freshness, as configured."""
+    """(n,) what an item is worth whoever asks: by the model's own prior, or engagement and freshness, as configured."""
+    learned = reader.worth(ordinals)
+    if learned is not None:
+        return config.prior_weight * learned.astype(np.float64)
     out = np.zeros(len(ordinals))
     if config.engagement_weight and len(ordinals):
         out += config.engagement_weight * np.log1p(reader.engagement(ordinals, config.decay, now_ms))

@@ -13,7 +13,7 @@ from indexer.counters import CounterRows, decayed_counts
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
-from indexer.order import Order, heat_of, landmark_at
+from indexer.order import Impact, Order
 from indexer.retrieval.readers import Located
 from indexer.retrieval.request import Centroids, Pool, Served
 from indexer.routing import nearest_of
@@ -33,8 +33,8 @@ class StoreReader:
 
     def __init__(self, store: Store, order: Order = _ORDERED) -> None:
         self._store = store
-        self._order = order
         self.meta = store.meta()
+        self._impact = Impact(order, self.meta)
         self._kinds = len(store.totals().kinds)
 
     def frozen(self) -> AbstractContextManager[object]:
@@ -117,20 +117,16 @@ class StoreReader:
         every = np.concatenate(lists) if lists else np.empty(0, np.int64)
         names, members = np.unique(every, return_inverse=True)
 
-        counters, landmark, window = self.counters(names), 0, self._order.window
-        if window >= len(self.meta.half_lives_s):
-            window = -1
-        half_life_s = self.meta.half_lives_s[window]
-        landmark = landmark_at(self._store.totals().stream_time_ms, half_life_s)
+        counters, impact, landmark = self.counters(names), self._impact, self._landmark()
         created_at, labels = self._times_and_labels(names)
         pool = MemberPool(count, dim)
         pool.ensure_rows(int(rows.max(initial=-1)) + 1)
         pool.ensure_items(max(1, len(names)))
         row_of = np.repeat(rows, [len(each) for each in lists])
         vectors = self._store.vectors(names, count, dim)
-        heats = heat_of(counters, window, landmark)
+        heats = impact.heats(counters, created_at, landmark)
         pool.append(row_of, members, vectors[members, row_of % count], heats[members])
-        pool.sort(rows, created_at, self._order.creation, half_life_s, landmark)
+        pool.sort(rows, created_at, impact.creation, impact.half_life_s, landmark)
         leaf = np.zeros((max(1, len(names)), count), np.uint32)
         leaf[members, row_of % count] = row_of // count
         arrays = Pool(
@@ -138,7 +134,7 @@ class StoreReader:
             leaf, created_at, labels, counters.last_at, counters.epochs, counters.decayed,
         )  # fmt: skip
         served = Served(
-            arrays, window % len(self.meta.half_lives_s), landmark, int(counters.last_at.max(initial=0)), names,
+            arrays, impact.learned, impact.window, landmark, int(counters.last_at.max(initial=0)), names,
         )  # fmt: skip
         at = np.minimum(np.searchsorted(names, skip), max(0, len(names) - 1))
         there = names[at] == skip if len(names) else np.zeros(len(skip), np.bool_)
@@ -164,6 +160,15 @@ class StoreReader:
                 for name in ("counts", "epochs", "decayed", "value_sum", "last_at")
             )
         )
+
+    def _landmark(self) -> int:
+        return self._impact.landmark(self._store.totals().stream_time_ms)
+
+    def worth(self, ordinals: I64) -> F32 | None:
+        """See :class:`IndexReader`."""
+        if not self._impact.learned:
+            return None
+        return self._impact.heats(self.counters(ordinals), self.created_at(ordinals), self._landmark())
 
     def engagement(self, ordinals: I64, window: int, now_ms: int) -> npt.NDArray[np.float64]:
         """See :class:`IndexReader`."""

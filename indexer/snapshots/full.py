@@ -31,7 +31,6 @@ from indexer.counters import CounterRows
 from indexer.ids import Ids
 from indexer.keys import ItemState
 from indexer.members import MemberPool
-from indexer.order import heat_of
 from indexer.ragged import spans
 from indexer.snapshots import image
 from indexer.snapshots.changes import FrozenVectors
@@ -59,7 +58,6 @@ class FullImage:
 
     Attributes:
         at: offsets and counts.
-        landmark: of heats.
         id_lengths, id_text: of all ordinals.
         columns: likewise.
         leaves: of each facet: live leaves, centroids.
@@ -69,7 +67,6 @@ class FullImage:
 
     view: LiveView
     at: image.At
-    landmark: int
     id_lengths: I64
     id_text: npt.NDArray[np.uint8]
     columns: image.Columns
@@ -85,7 +82,6 @@ class FullImage:
         out = cls(
             view,
             at,
-            view.landmark,
             np.diff(offsets[: at.ordinals + 1]),
             text[: offsets[at.ordinals]],
             image.columns(view, image.ITEM + image.COUNTERS, slice(0, at.ordinals)),
@@ -166,11 +162,11 @@ def _pool(taken: FullImage, items: int) -> MemberPool:
     counters = CounterRows(
         np.zeros((n, 0), np.uint32), columns["epochs"], columns["decayed"], np.zeros(n), columns["last_at"]
     )
-    order = taken.at.order
-    heats = heat_of(counters, order.window, taken.landmark)
+    impact, landmark = view.impact, taken.at.landmark
+    heats = impact.heats(counters, columns["created_at"], landmark)
     pool.build(rows.ravel(), np.repeat(live, facets).astype(np.uint32), heats)
     lists = np.flatnonzero(pool.length)
-    pool.sort(lists, columns["created_at"], order.creation, view.half_life_s, taken.landmark)
+    pool.sort(lists, columns["created_at"], impact.creation, impact.half_life_s, landmark)
     return pool
 
 

@@ -40,6 +40,7 @@ class At:
     journal_seq: int
     stream_time_ms: int
     order: Order
+    landmark: int
 
     @classmethod
     def of(cls, info: SnapshotInfo) -> At:
@@ -53,6 +54,7 @@ class At:
             info.journal_seq,
             info.stream_time_ms,
             Order(**info.order.model_dump()),
+            info.landmark,
         )
 
     @property
@@ -68,6 +70,7 @@ class At:
             "journal_seq": self.journal_seq,
             "stream_time_ms": self.stream_time_ms,
             "order": order,
+            "landmark": self.landmark,
         }
 
 
@@ -83,6 +86,7 @@ def at(view: LiveView) -> At:
         totals.journal_seq,
         totals.stream_time_ms,
         view.order,
+        view.landmark,
     )
 
 

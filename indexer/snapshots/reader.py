@@ -83,7 +83,7 @@ class SnapshotReader(ViewReader):
                     self._show_routes(facet, segments[-1])
             view.totals = _totals(info, view)
             view.positions = dict(info.offsets)
-            view.settle()
+            view.settle(info.landmark)
             self.at = info
 
     def _file(self, segment: Segment) -> npt.NDArray[np.uint32]:
@@ -132,8 +132,7 @@ class SnapshotReader(ViewReader):
             members.remove(facet.members.rows(before[out, number]), ordinals[out])
             rows = facet.members.rows(leaf[:, number])
             members.append(rows[into], ordinals[into], segment.vectors[into, number], heats[into])
-            members.set_vectors(rows[stays], ordinals[stays], segment.vectors[stays, number])
-            members.touched[rows[stays]] += 1  # it may have been deleted and created anew
+            members.renew(rows[stays], ordinals[stays], segment.vectors[stays, number], heats[stays])
         live = segment.counted[items["state"][segment.counted] == ItemState.LIVE]
         members.engage(items["leaf"], live, view.heats(live))
 
@@ -158,7 +157,7 @@ def _view_of(info: SnapshotInfo, stored: Stored, changing: Stored) -> LiveView:
     meta = info.store
     totals = Totals(next_leaf=[0] * meta.facets, stream_time_ms=info.stream_time_ms)
     view = LiveView(meta, totals, stored["codewords"], Order(**info.order.model_dump()))
-    view.totals = _totals(info, view)
+    view.totals, view.landmark = _totals(info, view), info.landmark
     view.positions = dict(info.offsets)
     view.ids.adopt(changing["id_offsets"], changing["id_text"], changing["id_table"], info.ordinals, info.ordinals)
     view.labels.add(image.read_labels(stored["label_text"]))

@@ -183,7 +183,7 @@ class LiveIndex:
         codewords = lineup.coding.codewords(model, self._embeddings.of(live))
         self._codebook = Codebook(codewords, torch.device("cpu"))
         half_lives_s = lineup.config.counters.half_lives_s
-        meta = store_meta(model.manifest, f"g{self._generation}", half_lives_s)
+        meta = store_meta(model, f"g{self._generation}", half_lives_s)
         meta = meta.model_copy(update={"facets": len(codewords)})
         path = lineup.scratch / f"g{self._generation}"
         path.mkdir(parents=True)

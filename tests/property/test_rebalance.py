@@ -288,7 +288,7 @@ def test_a_split_plan_is_dropped_when_most_of_its_members_left(tmp_path: Path) -
         every, rows = np.arange(6), index.view.facets[0].members.rows(index.view.items["leaf"][:, 0])
         vectors = index.view.vectors(every, 0)
         vectors[:, 0] += np.arange(6, dtype=np.float16) / 64  # tell them apart in this facet
-        index.view.members.set_vectors(rows, every, vectors)
+        index.view.members.renew(rows, every, vectors, index.view.heats(every))
         [plan] = [
             plan
             for plan in plan_round(index.view, (1, 2), chosen.rebalance, merges=False)

@@ -21,7 +21,19 @@ from indexer.retrieval.store_reader import StoreReader
 from indexer.store import Store
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
-from tests.builders import FACETS, HALF_LIVES_S, Record, batch_of, config, fill, open_index, rebalance, vector_of
+from schemas.prior import LearnedPrior
+from tests.builders import (
+    FACETS,
+    HALF_LIVES_S,
+    Record,
+    batch_of,
+    config,
+    fill,
+    learned_prior,
+    open_index,
+    rebalance,
+    vector_of,
+)
 
 NOW_MS = 100_000
 ALWAYS_ORDERED = config(retrieval={"order_slack": 0})
@@ -29,9 +41,14 @@ ITEMS = 60
 
 
 @contextmanager
-def an_index(seeds: list[int], *, engaged: int = 30, balanced: bool = True) -> Iterator[Index]:
+def an_index(
+    seeds: list[int], *, engaged: int = 30, balanced: bool = True, prior: LearnedPrior | None = None
+) -> Iterator[Index]:
     """Items ``i0`` ..., every seventh deleted, some of them engaged."""
-    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store"), ALWAYS_ORDERED) as index:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_index(Path(folder, "store"), ALWAYS_ORDERED, prior=prior) as index,
+    ):
         fill(index, seeds)
         rng = np.random.default_rng(len(seeds))
         index.writer.apply(
@@ -50,8 +67,10 @@ def an_index(seeds: list[int], *, engaged: int = 30, balanced: bool = True) -> I
 
 SEEDS = st.lists(st.integers(0, 40), min_size=1, max_size=ITEMS)
 TRIGGERS = st.lists(st.integers(0, ITEMS + 5).map(lambda number: f"i{number}"), max_size=5)
+PRIORS = st.sampled_from([None, learned_prior()])
 CONFIGS = st.builds(
     RetrievalConfig,
+    prior_weight=st.sampled_from([0.0, 1.0, 0.5]),
     k=st.sampled_from([1, 3, 10, 1_000]),
     indices=st.sampled_from([1, 2, 5, 1_000]),
     selection=st.sampled_from(["top", "multinomial"]),
@@ -75,11 +94,11 @@ def same(one: Candidates, other: Candidates) -> bool:
     )
 
 
-@given(seeds=SEEDS, triggers=TRIGGERS, config=CONFIGS, seed=st.integers(0, 2**63))
+@given(seeds=SEEDS, triggers=TRIGGERS, config=CONFIGS, seed=st.integers(0, 2**63), learned=PRIORS)
 def test_whatever_is_asked_the_answer_is_in_order_and_true(
-    seeds: list[int], triggers: list[str], config: RetrievalConfig, seed: int
+    seeds: list[int], triggers: list[str], config: RetrievalConfig, seed: int, learned: LearnedPrior | None
 ) -> None:
-    with an_index(seeds) as index:
+    with an_index(seeds, prior=learned) as index:
         reader = ViewReader(index.view)
         found = retrieve(reader, triggers, config, NOW_MS, seed)
         live = {name for at, name in enumerate(index.view.ids) if index.view.items["state"][at] == 1}
@@ -102,7 +121,7 @@ def test_whatever_is_asked_the_answer_is_in_order_and_true(
         with Store.open_secondary(index.store.path) as store:
             assert same(found, retrieve(StoreReader(store), triggers, config, NOW_MS, seed))
         index.close()
-        with open_index(index.store.path, ALWAYS_ORDERED) as again:
+        with open_index(index.store.path, ALWAYS_ORDERED, prior=learned) as again:
             assert same(found, retrieve(ViewReader(again.view), triggers, config, NOW_MS, seed))
 
 
@@ -137,15 +156,16 @@ def brute_force(
     return out
 
 
-@given(seeds=SEEDS, triggers=TRIGGERS, engagement=st.sampled_from([0.0, 0.3]), balanced=st.booleans())
+@given(seeds=SEEDS, triggers=TRIGGERS, engagement=st.sampled_from([0.0, 0.3]), balanced=st.booleans(), learned=PRIORS)
 def test_reading_every_leaf_finds_what_exact_search_finds(
     seeds: list[int],
     triggers: list[str],
     engagement: float,
     balanced: bool,  # noqa: FBT001  # hypothesis names it
+    learned: LearnedPrior | None,
 ) -> None:
     config = RetrievalConfig(k=1_000, indices=1_000, scan=10**6, probes=10**6, engagement_weight=engagement)
-    with an_index(seeds, balanced=balanced) as index:
+    with an_index(seeds, balanced=balanced, prior=learned) as index:
         found = retrieve(ViewReader(index.view), triggers, config, NOW_MS)
         live_triggers = len(set(triggers) - set(found.missing))
         expected = brute_force(index, found, triggers, config)

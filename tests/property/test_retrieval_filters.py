@@ -19,8 +19,18 @@ from indexer.retrieval.retrieve import Candidates, fan_out_request, prior, retri
 from indexer.retrieval.select import Votes, select_leaves
 from indexer.retrieval.store_reader import StoreReader
 from schemas.config import RetrievalConfig
+from schemas.prior import LearnedPrior
 from tests.builders import FACETS, Record, assign, batch_of, config, fill, open_index, rebalance, upserts, vectors_of
-from tests.property.test_retrieval_brute_force import ALWAYS_ORDERED, CONFIGS, NOW_MS, SEEDS, TRIGGERS, an_index, same
+from tests.property.test_retrieval_brute_force import (
+    ALWAYS_ORDERED,
+    CONFIGS,
+    NOW_MS,
+    PRIORS,
+    SEEDS,
+    TRIGGERS,
+    an_index,
+    same,
+)
 
 FILTERS = st.builds(
     Filter,
@@ -53,7 +63,7 @@ def by_definition(
         members = view.facets[facet].members.row(leaf).astype(np.int64)
         heats = view.heats(members)
         created = view.items["created_at"][members]
-        impact = impact_of(heats, created, view.order.creation, view.half_life_s, view.landmark)
+        impact = impact_of(heats, created, view.impact.creation, view.impact.half_life_s, view.landmark)
         members = members[np.lexsort((-members, -impact))]
         passing = [
             at
@@ -89,6 +99,7 @@ def by_definition(
     chosen=CONFIGS,
     share=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 2**32),
+    learned=PRIORS,
 )
 def test_an_answer_is_what_its_definition_says(
     seeds: list[int],
@@ -100,9 +111,10 @@ def test_an_answer_is_what_its_definition_says(
     chosen: RetrievalConfig,
     share: float,
     seed: int,
+    learned: LearnedPrior | None,
 ) -> None:
     chosen = chosen.model_copy(update={"vote_share": share})
-    with an_index(seeds) as index:
+    with an_index(seeds, prior=learned) as index:
         view, reader = index.view, ViewReader(index.view)
         given_vectors = vectors_of([record.event for record in upserts(cold)])
         request = Request(triggers, given_vectors, None, exclude, max_age_s, only, seed)

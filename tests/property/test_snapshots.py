@@ -30,6 +30,7 @@ from indexer.retrieval.request import Request
 from indexer.retrieval.retrieve import retrieve_many
 from indexer.snapshots import Publisher, SnapshotFollower, SnapshotReader, target_at
 from schemas.config import RetrievalConfig
+from schemas.prior import LearnedPrior
 from tests.builders import (
     DIM,
     FACETS,
@@ -38,11 +39,12 @@ from tests.builders import (
     assign,
     batch_of,
     config,
+    learned_prior,
     open_index,
     rebalance,
     vector_of,
 )
-from tests.property.test_retrieval_brute_force import ALWAYS_ORDERED, CONFIGS, same
+from tests.property.test_retrieval_brute_force import ALWAYS_ORDERED, CONFIGS, PRIORS, same
 
 NOW_MS = 2_000_000
 EVERYTHING = RetrievalConfig(k=10_000, indices=10_000, scan=10**6, probes=10**6)
@@ -93,6 +95,7 @@ class Stream:
     triggers=[],
     config_=RetrievalConfig(),
     draw=0,
+    learned=learned_prior(),
 )
 @example(
     steps=[
@@ -104,20 +107,30 @@ class Stream:
     triggers=[1, 2, 40],
     config_=RetrievalConfig(),
     draw=0,
+    learned=None,
 )
-@example(steps=[("delta", 1, 1)], seed=0, triggers=[0], config_=RetrievalConfig(), draw=0)
+@example(steps=[("delta", 1, 1)], seed=0, triggers=[0], config_=RetrievalConfig(), draw=0, learned=None)
 @given(
     steps=STEPS,
     seed=st.integers(0, 1_000),
     triggers=st.lists(st.integers(0, 60), max_size=4),
     config_=CONFIGS,
     draw=st.integers(0, 2**32),
+    learned=PRIORS,
 )
 def test_a_snapshot_answers_as_the_live_view_at_its_offsets(
-    steps: list[tuple[str, int, int]], seed: int, triggers: list[int], config_: RetrievalConfig, draw: int
+    steps: list[tuple[str, int, int]],
+    seed: int,
+    triggers: list[int],
+    config_: RetrievalConfig,
+    draw: int,
+    learned: LearnedPrior | None,
 ) -> None:
     stream = Stream(seed)
-    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store"), ALWAYS_ORDERED) as index:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_index(Path(folder, "store"), ALWAYS_ORDERED, prior=learned) as index,
+    ):
         url = str(Path(folder, "snapshots"))
         publisher = Publisher(index.view, 0, target_at(url), 2)
         publisher.full()
@@ -159,12 +172,15 @@ def test_a_snapshot_answers_as_the_live_view_at_its_offsets(
         assert not index.view.watchers
 
 
-@given(steps=STEPS, seed=st.integers(0, 1_000))
+@given(steps=STEPS, seed=st.integers(0, 1_000), learned=PRIORS)
 def test_with_slack_posting_lists_hold_the_same_and_are_ordered_within_it(
-    steps: list[tuple[str, int, int]], seed: int
+    steps: list[tuple[str, int, int]], seed: int, learned: LearnedPrior | None
 ) -> None:
     stream = Stream(seed)
-    with tempfile.TemporaryDirectory() as folder, open_index(Path(folder, "store"), config()) as index:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_index(Path(folder, "store"), config(), prior=learned) as index,
+    ):
         url = str(Path(folder, "snapshots"))
         publisher = Publisher(index.view, 0, target_at(url), 2)
         publisher.full()

@@ -106,7 +106,7 @@ def run(
 
 def check(model: FrozenModel, config: Config, *, strict: bool = True) -> None:
     with open_index(config, model) as index:
-        meta = store_meta(model.manifest, "g000001", config.counters.half_lives_s)
+        meta = store_meta(model, "g000001", config.counters.half_lives_s)
         reply = verify(index.store, expected=meta, reencode=reencoder(model), allow_unbalanced=not strict)
         assert reply.ok, reply.violations
 

@@ -1,0 +1,97 @@
+"""The model's own prior inside an index: equal to what the model computes, and followed as time goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.counters import CounterRows, add_engagements, decayed_counts
+from indexer.order import Impact, Order
+from indexer.retrieval.readers import ViewReader
+from indexer.retrieval.retrieve import retrieve
+from indexer.retrieval.store_reader import StoreReader
+from model_runtime.prior import Prior, PriorShape, freeze, initial_weights
+from schemas.config import RetrievalConfig
+from tests.builders import (
+    HALF_LIVES_S,
+    Record,
+    assert_lists_are_sound,
+    assert_view_is_loaded,
+    batch_of,
+    config,
+    fill,
+    learned_prior,
+    open_index,
+    store_meta,
+)
+
+STORED_S = (60, 3_600, 86_400)
+HOUR_MS = 3_600_000
+
+
+def trained(hidden: tuple[int, ...], seed: int) -> Prior:
+    """A prior that reads two of the stored counts, in another order."""
+    rng = np.random.default_rng(seed)
+    shape = PriorShape((86_400, 60), hidden)
+    made = initial_weights(shape, rng)
+    return Prior(shape, freeze({name: values + rng.normal(0, 0.3, values.shape) for name, values in made.items()}), 0.3)
+
+
+@given(hidden=st.sampled_from([(), (32,), (7, 5)]), seed=st.integers(0, 2**32))
+def test_an_index_computes_what_the_model_does(hidden: tuple[int, ...], seed: int) -> None:
+    rng, n, now = np.random.default_rng(seed), 60, 40 * 86_400_000
+    prior = trained(hidden, seed)
+    none = CounterRows(
+        np.zeros((n, 1), np.uint32), np.zeros((n, 3), np.int32), np.zeros((n, 3)), np.zeros(n), np.zeros(n, np.int64)
+    )
+    times = np.sort(now - rng.exponential(86_400_000, 500).astype(np.int64))
+    target = (n * rng.random(500) ** 3).astype(np.int64)
+    rows = add_engagements(none, target, np.zeros(500, np.int64), times, np.full(500, np.nan), STORED_S)
+    created_at = now - rng.exponential(86_400_000, n).astype(np.int64)
+    landmark = now - int(rng.integers(0, HOUR_MS))
+
+    impact = Impact(Order(), store_meta(half_lives_s=STORED_S, prior=prior.learned(STORED_S)))
+    found = impact.heats(rows, created_at, landmark)
+    moments = np.maximum(landmark, rows.last_at)
+    counts = decayed_counts(rows, landmark, STORED_S)[:, list(prior.windows(STORED_S))]
+    expected = prior.temperature * prior.score(counts, (moments - created_at) / 1_000)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_time_alone_changes_what_items_are_worth_once_enough_changed(tmp_path) -> None:
+    with open_index(tmp_path / "store", prior=learned_prior()) as index:
+        fill(index, range(40))
+        view, before = index.view, index.view.landmark
+        worth = view.heats(np.arange(40))
+        clicks = [Record("engagements-0", row, f"i{row % 3}", HOUR_MS + row, kind="click") for row in range(3)]
+        index.writer.apply(batch_of(clicks))
+        assert view.landmark == view.impact.landmark(HOUR_MS + 2) > before
+        assert (view.heats(np.arange(3, 40)) != worth[3:]).any()
+        assert_lists_are_sound(view)
+        assert_view_is_loaded(index)
+
+
+def test_few_changes_in_a_large_index_do_not_pay_for_all_anew() -> None:
+    impact = Impact(Order(), store_meta(prior=learned_prior()))
+    assert impact.is_due(10, 320)
+    assert not impact.is_due(10, 321)
+    assert Impact(Order(), store_meta()).is_due(0, 321)
+
+
+def test_the_models_prior_takes_the_place_of_the_configured_one(tmp_path) -> None:
+    with open_index(tmp_path / "store", config(retrieval={"order_slack": 0}), prior=learned_prior()) as index:
+        fill(index, range(30))
+        clicks = [Record("engagements-0", row, f"i{row % 7}", 60_000 + row, kind="click") for row in range(40)]
+        index.writer.apply(batch_of(clicks))
+        everything = RetrievalConfig(k=100, indices=1_000, probes=1_000, similarity_weight=0, engagement_weight=9)
+        for reader in (ViewReader(index.view), StoreReader(index.store)):
+            worth = reader.worth(np.arange(30))
+            found = retrieve(reader, ["i0"], everything, 10 * HOUR_MS)
+            assert worth is not None
+            np.testing.assert_array_equal(found.scores, worth[found.ordinals])
+            none = retrieve(reader, ["i0"], everything.model_copy(update={"prior_weight": 0.0}), 10 * HOUR_MS)
+            assert not none.scores.any()
+    with open_index(tmp_path / "other") as index:
+        assert ViewReader(index.view).worth(np.arange(0)) is None
+        assert index.view.meta.half_lives_s == HALF_LIVES_S
