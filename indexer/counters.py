@@ -92,3 +92,17 @@ def decayed_counts(rows: CounterRows, now_ms: int, half_lives_s: tuple[int, ...]
     now = at_ms[:, None] / (np.array(half_lives_s) * 1_000.0)[None, :]
     exponent = rows.epochs * float(EPOCH_HALF_LIVES) - now
     return rows.decayed * np.exp2(np.clip(exponent, -1_074, 0.0))
+
+
+def counters_at(decayed: F64, now_ms: int, half_lives_s: tuple[int, ...]) -> CounterRows:
+    """Counters that :func:`decayed_counts` reads as ``decayed`` (n, W) at ``now_ms``; without kinds and values."""
+    half_lives = now_ms / (np.array(half_lives_s) * 1_000.0)
+    epochs = np.floor(half_lives / EPOCH_HALF_LIVES)
+    n = len(decayed)
+    return CounterRows(
+        np.zeros((n, 0), np.uint32),
+        np.tile(epochs.astype(np.int32), (n, 1)),
+        decayed * np.exp2(half_lives - epochs * EPOCH_HALF_LIVES),
+        np.zeros(n),
+        np.full(n, now_ms),
+    )

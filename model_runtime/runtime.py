@@ -87,16 +87,17 @@ class FrozenModel:
         *,
         token_dim: int = 64,
         hidden: tuple[int, ...] = (128,),
+        half_lives_s: tuple[int, ...] = (),
         device: str = "cpu",
         threads: int = 0,
     ) -> FrozenModel:
         """A model with random weights and a codebook fitted to made-up items, for tests and benchmarks.
 
         Items that share features get similar vectors and codes are spread, but nothing was learned. The same
-        arguments give the same model in every process.
+        arguments give the same model in every process. Given half-lives, it has a prior that reads such counts.
         """
         spec = features if features is not None else FeatureSpec()
-        made = untrained_artifact(facets, layers, codewords, dim, seed, spec, token_dim, hidden)
+        made = untrained_artifact(facets, layers, codewords, dim, seed, spec, token_dim, hidden, half_lives_s)
         return cls(made, device, threads)
 
     @property

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from model_runtime import artifact as artifacts
 from model_runtime.encoder import EncoderShape, FrozenEncoder, freeze, initial_weights
 from model_runtime.features import extract
 from model_runtime.kmeans import residual_codebook
-from schemas.artifact import FacetLabel, FeatureSpec, TrainingWindow
+from model_runtime.prior import PriorShape
+from model_runtime.prior import freeze as freeze_prior
+from schemas.artifact import FacetLabel, FeatureSpec, PriorSpec, TrainingWindow
 from schemas.events import ItemContent
 
 _VOCABULARY: Final = 4_096
@@ -27,6 +30,7 @@ def untrained_artifact(
     features: FeatureSpec,
     token_dim: int,
     hidden: tuple[int, ...],
+    half_lives_s: tuple[int, ...] = (),
 ) -> artifacts.Artifact:
     """An artifact that depends on its arguments alone, down to the hashes of its files."""
     shape = EncoderShape(features, facets, dim, token_dim, hidden)
@@ -43,7 +47,15 @@ def untrained_artifact(
         labels=tuple(FacetLabel(name=f"facet{facet}", kind="next") for facet in range(facets)),
         window=TrainingWindow(from_ms=0, to_ms=0, items=0, engagements=0),
         metrics={},
+        prior=_prior(half_lives_s, seed) if half_lives_s else None,
     )
+
+
+def _prior(half_lives_s: tuple[int, ...], seed: int) -> tuple[PriorSpec, dict[str, npt.NDArray[np.float32]]]:
+    """One that likes what it likes for no reason."""
+    spec, rng = PriorSpec(half_lives_s=half_lives_s, hidden=(32,), temperature=0.15), np.random.default_rng(seed)
+    shapes = PriorShape(spec.half_lives_s, spec.hidden).weights()
+    return spec, freeze_prior({name: rng.normal(0, 0.5, size).astype(np.float32) for name, size in shapes.items()})
 
 
 def _made_up(count: int, rng: np.random.Generator, dense_dim: int) -> list[ItemContent]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from indexer.batch import EngagementRows, EventBatch, ItemRows
+from indexer.counters import counters_at
 from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
 from indexer.retrieval.readers import ViewReader
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 _ITEMS: Final = "items-0"
 _ENGAGEMENTS: Final = "engagements-0"
 _BULK: Final = 1 << 16
-_HALF_LIVES: Final = 12  # of the window that retrieval reads; what is older weighs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class LiveIndex:
         return self.index.view
 
     def _build(self) -> None:
-        """A generation of the items of the pool and of their engagements as far as retrieval can tell."""
+        """A generation of the items of the pool, with what was counted of them: as if all engagements came again."""
         self.close()
         self._generation += 1
         lineup, past, model = self._lineup, self._past, self._embeddings.model
@@ -194,16 +194,14 @@ class LiveIndex:
         self._row = {item_id: row for row, item_id in enumerate(lineup.item_ids)}
         self._row_of = np.empty(0, np.int64)
         by_age = live[np.argsort(past.created_at[live], kind="stable")]
-        nothing = np.empty(0, np.int32), np.empty(0, np.int64)
         for start in range(0, len(by_age), _BULK):
             part = by_age[start : start + _BULK]
-            self._apply(self._items(part, past.created_at[part]), *nothing)
-        engaged, engaged_at = past.recent(_HALF_LIVES * half_lives_s[lineup.config.retrieval.decay])
-        known = past.live[engaged]  # what left the pool waits for nobody
-        engaged, engaged_at = engaged[known], engaged_at[known]
-        for start in range(0, len(engaged), _BULK):
-            at = slice(start, start + _BULK)
-            self._apply(self._items(*nothing), engaged[at], engaged_at[at])
+            self._apply(self._items(part, past.created_at[part]), part[:0], np.empty(0, np.int64))
+        view = self.index.view
+        ordinals = view.ordinals_of([lineup.item_ids[row] for row in by_age.tolist()])
+        with view.lock:
+            view.engage(ordinals, counters_at(past.decayed()[by_age], past.now_ms, half_lives_s))
+            view.settle()
         self._rebalanced_at = past.now_ms
         if lineup.rebalance_s is not None:
             self._rebalance(past.now_ms)

@@ -129,7 +129,7 @@ def _small(stage: Stage, past: Past, model: FrozenModel) -> Team:
         Listed(DECAYED, Clicked(past, -1)),
         Exact(EXACT, pool, embeddings),
         Exact(EXACT_PRIOR, pool, embeddings, worth),
-        *_with_and_without(index, stage, worth),
+        *_with_and_without(index, stage),
     ]
     return Team([embeddings, worth, pool, index], systems, {MFLI: index})
 
@@ -143,7 +143,7 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
     fitted = stage.index(past, embeddings, "post-hoc", PostHoc(stage.seed))
     first = stage.index(past, embeddings, "one-facet", CoTrained(1))
     unbalanced = stage.index(past, embeddings, "unbalanced", CoTrained(), balanced=False)
-    alike, with_prior = _with_and_without(index, stage, worth)
+    alike, with_prior = _with_and_without(index, stage)
     lighter = Lighter(worth, settings.hybrid_prior)
     twice = MultiAnn(ANN_PRIOR.format(2), past, embeddings, graphs, 2, lighter)
     systems: list[System] = [
@@ -162,16 +162,16 @@ def _main(stage: Stage, past: Past, model: FrozenModel) -> Team:
         MultiAnn(ANN_DIMENSION, past, embeddings, raised, 2),
         alike,
         with_prior,
-        *_curve(MFLI_PRIOR, index, stage, worth),
-        Mfli(RQ, fitted, settings.retrieval, worth),
-        *_curve(RQ, fitted, stage, worth),
-        Mfli(ONE_FACET, first, _as_many_leaves(settings.retrieval, model.manifest.facets), worth),
-        *_curve(ONE_FACET, first, stage, worth, model.manifest.facets),
-        Mfli(UNBALANCED, unbalanced, settings.retrieval, worth),
-        *_curve(UNBALANCED, unbalanced, stage, worth),
-        Halves(HYBRID, worth, Mfli(MFLI_PRIOR, index, settings.retrieval, lighter)),
+        *_curve(MFLI_PRIOR, index, stage),
+        Mfli(RQ, fitted, settings.retrieval),
+        *_curve(RQ, fitted, stage),
+        Mfli(ONE_FACET, first, _as_many_leaves(settings.retrieval, model.manifest.facets)),
+        *_curve(ONE_FACET, first, stage, model.manifest.facets),
+        Mfli(UNBALANCED, unbalanced, settings.retrieval),
+        *_curve(UNBALANCED, unbalanced, stage),
+        Halves(HYBRID, worth, Mfli(MFLI_PRIOR, index, settings.retrieval, settings.hybrid_prior)),
         Halves(HYBRID_ANN, worth, twice),
-        *_selections(index, stage, worth, model.manifest.facets),
+        *_selections(index, stage, model.manifest.facets),
     ]
     followers: list[Follower] = [embeddings, worth, pool, histories, graphs, raised, index, fitted, first, unbalanced]
     return Team(followers, systems, {MFLI: index, RQ: fitted, ONE_FACET: first, UNBALANCED: unbalanced})
@@ -181,12 +181,11 @@ def _frozen(stage: Stage, past: Past, model: FrozenModel) -> Team:
     embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
     pool = Pool(past, embeddings)
     index = stage.index(past, embeddings, "frozen", CoTrained())
-    lighter = Lighter(worth, stage.settings.hybrid_prior)
     systems: list[System] = [
         Exact(EXACT_FROZEN, pool, embeddings),
-        Mfli(FROZEN, index, stage.settings.retrieval, worth),
-        *_curve(FROZEN, index, stage, worth),
-        Halves(HYBRID_FROZEN, worth, Mfli(FROZEN, index, stage.settings.retrieval, lighter)),
+        Mfli(FROZEN, index, stage.settings.retrieval),
+        *_curve(FROZEN, index, stage),
+        Halves(HYBRID_FROZEN, worth, Mfli(FROZEN, index, stage.settings.retrieval, stage.settings.hybrid_prior)),
     ]
     return Team([embeddings, worth, pool, index], systems, {FROZEN: index})
 
@@ -194,24 +193,24 @@ def _frozen(stage: Stage, past: Past, model: FrozenModel) -> Team:
 def _alone(stage: Stage, past: Past, model: FrozenModel, name: str, place: str) -> Team:
     """The index alone, of a model that was trained differently."""
     alone = len(stage.settings.training.labels) // model.manifest.facets
-    embeddings, worth = Embeddings(past, stage.log.item_ids, model), Worth(past, stage.settings.retrieval, model)
+    embeddings = Embeddings(past, stage.log.item_ids, model)
     index = stage.index(past, embeddings, place, CoTrained())
     systems: list[System] = [
-        Mfli(name, index, _as_many_leaves(stage.settings.retrieval, alone), worth),
-        *_curve(name, index, stage, worth, alone),
+        Mfli(name, index, _as_many_leaves(stage.settings.retrieval, alone)),
+        *_curve(name, index, stage, alone),
     ]
-    return Team([embeddings, worth, index], systems, {name: index})
+    return Team([embeddings, index], systems, {name: index})
 
 
-def _with_and_without(index: LiveIndex, stage: Stage, worth: Worth) -> tuple[Mfli, Mfli]:
+def _with_and_without(index: LiveIndex, stage: Stage) -> tuple[Mfli, Mfli]:
     settings = stage.settings.retrieval
-    return Mfli(MFLI, index, settings), Mfli(MFLI_PRIOR, index, settings, worth)
+    return Mfli(MFLI, index, settings, 0.0), Mfli(MFLI_PRIOR, index, settings)
 
 
-def _curve(name: str, index: LiveIndex, stage: Stage, worth: Worth, alone: int = 1) -> Iterator[System]:
+def _curve(name: str, index: LiveIndex, stage: Stage, alone: int = 1) -> Iterator[System]:
     for probes, leaves, scan in stage.settings.budgets:
         settings = stage.settings.retrieval.model_copy(update={"probes": probes, "indices": leaves, "scan": scan})
-        yield Mfli(on_curve(name, leaves, scan), index, _as_many_leaves(settings, alone), worth)
+        yield Mfli(on_curve(name, leaves, scan), index, _as_many_leaves(settings, alone))
 
 
 def _as_many_leaves(settings: RetrievalConfig, alone: int) -> RetrievalConfig:
@@ -219,13 +218,13 @@ def _as_many_leaves(settings: RetrievalConfig, alone: int) -> RetrievalConfig:
     return settings.model_copy(update={"probes": alone * (1 + settings.probes) - 1})
 
 
-def _selections(index: LiveIndex, stage: Stage, worth: Worth, facets: int) -> Sequence[System]:
+def _selections(index: LiveIndex, stage: Stage, facets: int) -> Sequence[System]:
     """Ways to choose few leaves; with as many as triggers vote for there would be nothing to choose."""
     few = stage.settings.selection_indices
     settings = stage.settings.retrieval.model_copy(update={"indices": few, "probes": 0})
     drawn = settings.model_copy(update={"selection": "multinomial"})
     return [
-        Mfli(FEW.format(few), index, settings, worth),
-        Mfli(MULTINOMIAL.format(few), index, drawn, worth, stage.seed),
-        Unselective(UNSELECTED.format(few), index, settings, worth, facets, stage.seed),
+        Mfli(FEW.format(few), index, settings),
+        Mfli(MULTINOMIAL.format(few), index, drawn, seed=stage.seed),
+        Unselective(UNSELECTED.format(few), index, settings, facets, stage.seed),
     ]

@@ -80,12 +80,6 @@ class Past:
         """(N,) seconds since each item came into the pool."""
         return np.asarray((self.now_ms - self.created_at) / 1_000.0)
 
-    def recent(self, horizon_s: float) -> tuple[I32, I64]:
-        """Engagements of the last so many seconds: rows and times, in time order."""
-        log = self._timeline.log
-        begin = int(np.searchsorted(log.time, self.now_ms - int(horizon_s * 1_000)))
-        return log.item[begin : self._events], log.time[begin : self._events]
-
     def _arrivals(self, changed: I32, changed_at: I64, engaged: I32, engaged_at: I64) -> tuple[I32, I64]:
         """Rows that came or changed, each once with its latest time."""
         rows, last = np.unique(changed[::-1], return_index=True)

@@ -64,14 +64,8 @@ class Gains(Protocol):
     """What items are worth, to be added to similarities.
 
     Attributes:
-        rescored: whether the index cannot do so by itself.
         scores: (N,) float32, -inf outside the pool.
     """
-
-    @property
-    def rescored(self) -> bool:
-        """See above."""
-        ...
 
     @property
     def scores(self) -> F32:
@@ -86,8 +80,6 @@ class Lighter:
         worth: what weighs 1.
         weight: 0 leaves similarity alone.
     """
-
-    rescored = True
 
     def __init__(self, worth: Worth, weight: float) -> None:
         self._worth = worth
@@ -108,9 +100,6 @@ class Worth:
         past: counts and ages.
         configured: the prior where the model has none.
         model: in use.
-
-    Attributes:
-        rescored: whether the model has one of its own.
     """
 
     def __init__(self, past: Past, configured: RetrievalConfig, model: FrozenModel) -> None:
@@ -127,7 +116,6 @@ class Worth:
     def refresh(self, model: FrozenModel) -> None:
         """See :class:`streamer.evaluation.system.Follower`."""
         self._at = -1
-        self.rescored = model.prior is not None
         self._prior: Prior = ConfiguredPrior(self._configured)
         if model.prior is not None:
             self._prior = LearnedPrior(model.prior, self._past.half_lives_s)

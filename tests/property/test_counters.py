@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.counters import EPOCH_HALF_LIVES, CounterRows, add_engagements, decayed_counts
+from indexer.counters import EPOCH_HALF_LIVES, CounterRows, add_engagements, counters_at, decayed_counts
 from tests.reference import decay
 
 ITEMS, KINDS = 3, 2
@@ -134,3 +134,19 @@ def test_the_input_is_left_as_it_is() -> None:
 def test_counts_long_after_the_last_engagement_fade_to_nothing_without_a_warning() -> None:
     rows = add(nothing(1), [Engaged(0, 0, 0, math.nan)], (1,))
     assert decayed_counts(rows, 253_402_300_799_999, (1,))[0, 0] < 1e-200
+
+
+@given(
+    decayed=st.lists(st.floats(0, 1e9), min_size=1, max_size=5),
+    half_lives=HALF_LIVES,
+    now=TIMES,
+    later=st.integers(0, 10_000_000),
+)
+def test_counters_made_of_decayed_counts_decay_on(
+    decayed: list[float], half_lives: tuple[int, ...], now: int, later: int
+) -> None:
+    each = np.tile(np.array(decayed)[:, None], (1, len(half_lives)))
+    rows = counters_at(each, now, half_lives)
+    np.testing.assert_allclose(decayed_counts(rows, now, half_lives), each, rtol=1e-3)
+    left = np.exp2(-later / (np.array(half_lives) * 1_000.0))
+    np.testing.assert_allclose(decayed_counts(rows, now + later, half_lives), each * left, rtol=1e-3, atol=1e-300)

@@ -73,11 +73,3 @@ def test_the_last_hour_forgets():
     past.advance(HOUR_MS + 6)
     assert past.hour[0] == 1
     assert past.total[0] == 2
-
-
-def test_recent_engagements_are_those_of_the_horizon():
-    past = past_of(random_log())
-    past.advance(1_000_000)
-    items, times = past.recent(100)
-    assert ((times >= 900_000) & (times < 1_000_000)).all()
-    assert len(items) == len(times) > 0
