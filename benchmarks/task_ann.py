@@ -8,9 +8,10 @@ hold what was clicked in the 60 hours before, and answer the requests of the nex
 MovieLens ratings; the model learns from the first four fifths of the time, asked is once, at their end. A request is
 up to five distinct earlier items of a user, three facets; its target is the next item that is new to the user.
 
-Ours reads the first S of the leaves of the triggers and of their nearest neighbours, with the engagement prior. The
-peers are faiss HNSW M16 and IVF-Flat, one index a facet: "multi-ANN 8x" takes 8 k / 15 neighbours for each trigger and
-facet and reranks them with the same prior, "similarity only" takes k / 15 and has none. All give k = 100 and k = 500.
+Ours reads the first S of the leaves of the triggers and of their nearest neighbours, with the prior that the model
+learned. The peers are faiss HNSW M16 and IVF-Flat, one index a facet: "multi-ANN 8x" takes 8 k / 15 neighbours for each
+trigger and facet and reranks them with the same prior, "similarity only" takes k / 15 and has none. All give k = 100
+and k = 500.
 
 Units: requests per second of the thread's own time (by the clock with two threads), milliseconds, items scored a
 request ("scored"; of the peers those that came back). Medians; each recall over all requests of all moments.
@@ -42,8 +43,7 @@ _FILMS: Final = Path(__file__).parents[1] / "examples" / "ml-latest-small"
 _SETTINGS: Final = Path(__file__).parents[1] / "examples" / "globo-training.toml"
 _HOURS: Final = ((10, 6), (10, 14), (10, 22), (11, 6), (11, 14), (11, 22))
 _CONFIG: Final[dict[str, Any]] = {
-    "counters": {"half_lives_s": [3_600, 86_400]},
-    "retrieval": {"engagement_weight": 0.2, "decay": 0},
+    "retrieval": {"decay": 0},
 }
 OURS: Final = {
     f"{probes} probes, first {scan}": {"probes": probes, "indices": 15 * (probes + 1), "scan": scan, "vote_share": 0.0}

@@ -31,8 +31,8 @@ STRIDE: Final = 32
 """Half-lives between two landmarks; float32 holds 127 on either side of one."""
 _SHARE: Final = 64
 """Of the shortest half-life that a learned prior reads: what it says does not change by more meanwhile."""
-_PAID: Final = 32
-"""Items whose worth is computed anew for each change."""
+_PAID, _FREE = 8, 1 << 14
+"""Items that are computed anew for each change, and those for which that costs too little to be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Impact:
 
     def is_due(self, changes: int, items: int) -> bool:
         """Whether so many changes since the last time pay for all heats anew."""
-        return not self.learned or changes * _PAID >= items
+        return not self.learned or changes * _PAID >= items - _FREE
 
     def heats(self, rows: CounterRows, created_at: I64, landmark: int) -> npt.NDArray[np.float32]:
         """(n,) heats of n items as of a landmark."""

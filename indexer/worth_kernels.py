@@ -15,6 +15,8 @@ _GRID = 2.0**prior.BITS
 _SCALE = prior.SCALE
 _LIMIT = prior.CARRIED_LIMIT
 _UNIT_S = prior.UNIT_S
+_TOGETHER = 32
+"""Items that go through a layer at once."""
 _EPOCH = 256.0
 """Half-lives, :data:`indexer.counters.EPOCH_HALF_LIVES`."""
 
@@ -27,25 +29,34 @@ def _input(value: float) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _through(widths: A, parameters: A, now: A, then: A) -> float:
-    """The last layer's one value, of what the first one sees; ``now`` and ``then`` have room for any layer."""
-    begin = 0
-    for layer in range(widths.shape[0] - 1):
+def _layer(inputs: A, weights: A, outputs: A) -> None:
+    """Add (inputs, together) times (inputs, outputs) to (outputs, together)."""
+    for j in range(outputs.shape[0]):
+        to = outputs[j]
+        for i in range(inputs.shape[0]):
+            weight, some = weights[i * outputs.shape[0] + j], inputs[i]
+            for b in range(_TOGETHER):
+                to[b] += some[b] * weight
+
+
+@njit(cache=True, nogil=True)
+def _through(widths: A, parameters: A, now: A, then: A) -> A:
+    """(together,) what the last layer gives of what the first one sees; both have room for any layer."""
+    begin, layers = 0, widths.shape[0] - 1
+    for layer in range(layers):
         inputs, outputs = widths[layer], widths[layer + 1]
-        last = layer == widths.shape[0] - 2
         bias = begin + inputs * outputs
         for j in range(outputs):
-            then[j] = 0.0 if last else parameters[bias + j]
-        for i in range(inputs):
-            value, weights = now[i], parameters[begin + i * outputs : begin + (i + 1) * outputs]
-            for j in range(outputs):
-                then[j] += value * weights[j]
-        if last:
-            return float(then[0])
-        for j in range(outputs):
-            now[j] = min(max(np.rint(then[j] * _GRID) / _GRID, 0.0), _LIMIT)
+            then[j, :] = 0.0 if layer == layers - 1 else parameters[bias + j]
+        _layer(now[:inputs], parameters[begin:bias], then[:outputs])
         begin = bias + outputs
-    return 0.0
+        if layer == layers - 1:
+            break
+        for j in range(outputs):
+            some, to = then[j], now[j]
+            for b in range(_TOGETHER):
+                to[b] = min(max(np.rint(some[b] * _GRID) / _GRID, 0.0), _LIMIT)
+    return then[0]
 
 
 @njit(cache=True, nogil=True)
@@ -63,15 +74,19 @@ def worth(
     out: A,
 ) -> None:
     """Of n items at a moment, or at their last engagement where it is later."""
-    now, then = np.empty(widths.max()), np.empty(widths.max())
-    for i in range(out.shape[0]):
-        at_ms = max(moment_ms, last_at[i])
-        for k in range(windows.shape[0]):
-            window = windows[k]
-            count = decayed[i, window]
-            if count > 0.0:
-                left = epochs[i, window] * _EPOCH - at_ms / half_lives_ms[window]
-                count *= math.exp2(min(max(left, -1_074.0), 0.0))
-            now[k] = _input(count)
-        now[windows.shape[0]] = _input(max(at_ms - created_at[i], 0) / 1_000.0 / _UNIT_S)
-        out[i] = temperature * _through(widths, parameters, now, then)
+    now, then = np.zeros((widths.max(), _TOGETHER)), np.zeros((widths.max(), _TOGETHER))
+    for begin in range(0, out.shape[0], _TOGETHER):
+        end = min(begin + _TOGETHER, out.shape[0])
+        for i in range(begin, end):
+            at_ms = max(moment_ms, last_at[i])
+            for k in range(windows.shape[0]):
+                window = windows[k]
+                count = decayed[i, window]
+                if count > 0.0:
+                    left = epochs[i, window] * _EPOCH - at_ms / half_lives_ms[window]
+                    count *= math.exp2(min(max(left, -1_074.0), 0.0))
+                now[k, i - begin] = _input(count)
+            now[windows.shape[0], i - begin] = _input(max(at_ms - created_at[i], 0) / 1_000.0 / _UNIT_S)
+        found = _through(widths, parameters, now, then)
+        for i in range(begin, end):
+            out[i] = temperature * found[i - begin]

@@ -74,9 +74,10 @@ def test_time_alone_changes_what_items_are_worth_once_enough_changed(tmp_path) -
 
 def test_few_changes_in_a_large_index_do_not_pay_for_all_anew() -> None:
     impact = Impact(Order(), store_meta(prior=learned_prior()))
-    assert impact.is_due(10, 320)
-    assert not impact.is_due(10, 321)
-    assert Impact(Order(), store_meta()).is_due(0, 321)
+    assert impact.is_due(0, 10_000)
+    assert impact.is_due(10_000, 90_000)
+    assert not impact.is_due(10_000, 100_000)
+    assert Impact(Order(), store_meta()).is_due(0, 100_000)
 
 
 def test_the_models_prior_takes_the_place_of_the_configured_one(tmp_path) -> None:
