@@ -49,7 +49,7 @@ class IndexReader(Protocol):
         ...
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
-        """Ordinals of those items that were ever seen, in any order."""
+        """(n,) ordinals, -1 where an id was never seen."""
         ...
 
     def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
@@ -133,8 +133,7 @@ class ViewReader:
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """See :class:`IndexReader`."""
-        found = self._view.ordinals_of(item_ids)
-        return found[found >= 0]
+        return self._view.ordinals_of(item_ids)
 
     def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
         """See :class:`IndexReader`."""

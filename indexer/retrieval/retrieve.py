@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import overload
 
 import numpy as np
@@ -13,8 +12,9 @@ import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Filters, Request, Triggers
+from indexer.retrieval.request import Filters, Request
 from indexer.retrieval.select import Selected
+from indexer.retrieval.trace import trace
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
 
@@ -159,7 +159,7 @@ def fan_out_request(
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
     began = time.perf_counter()
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers, missing = _trace(reader, requests)
+        triggers, missing = trace(reader, requests)
         given = any(request.vectors is not None for request in requests)  # these may have no leaf
         centroids = reader.centroids() if config.probes or given else None
         chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
@@ -221,40 +221,6 @@ class Answers(Sequence[Candidates]):
             return [self[each] for each in range(self._count)[at]]
         number = range(self._count)[at]
         return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
-
-
-def _trace(reader: IndexReader, requests: Sequence[Request]) -> tuple[Triggers, list[list[str]]]:
-    """Triggers of all requests, the indexed ones first, then those given as vectors; and each one's missing ids."""
-    ends = _pointers([request.item_ids for request in requests])
-    located = reader.locate([item_id for request in requests for item_id in request.item_ids])
-    if not located.missing and not any(request.exclude or request.vectors is not None for request in requests):
-        return Triggers(ends, located.leaves, located.vectors, ends, located.ordinals), [[] for _ in requests]
-    each = [_traced(reader, request) for request in requests]
-    leaves, vectors, skips, missing = (list(column) for column in zip(*each, strict=True))
-    triggers = Triggers(
-        _pointers(leaves), np.concatenate(leaves), np.concatenate(vectors), _pointers(skips), np.concatenate(skips)
-    )
-    return triggers, missing
-
-
-def _traced(reader: IndexReader, request: Request) -> tuple[I64, F32, I64, list[str]]:
-    """Leaves and embeddings of one request's triggers, ordinals to skip, ids that are missing."""
-    located = reader.locate(request.item_ids)
-    own, embedded, skip = located.leaves, located.vectors, located.ordinals
-    if request.exclude:
-        skip = np.unique(np.concatenate([skip, reader.ordinals(request.exclude)]))
-    if request.vectors is not None and len(request.vectors):
-        given = np.ascontiguousarray(request.vectors, np.float32)
-        cold = np.full(given.shape[:2], -1, np.int64)
-        if request.raws is not None:
-            known = len(request.raws)
-            cold[:known] = reader.enter(given[:known], request.raws)
-        own, embedded = np.concatenate([own, cold]), np.concatenate([embedded, given])
-    return own, embedded, skip, located.missing
-
-
-def _pointers(lists: Iterable[Sized]) -> I64:
-    return np.array([0, *accumulate(len(each) for each in lists)], np.int64)
 
 
 def _merge(

@@ -63,7 +63,7 @@ class StoreReader:
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """See :class:`IndexReader`."""
         found = self._store.get_many("ids", [item_id.encode() for item_id in item_ids])
-        return np.array([keys.u64(value, "ids") for value in found if value is not None], np.int64)
+        return np.array([-1 if value is None else keys.u64(value, "ids") for value in found], np.int64)
 
     def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
         """See :class:`IndexReader`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -97,17 +98,32 @@ class LiveIndex:
             self.index = None
         shutil.rmtree(self._lineup.scratch / f"g{self._generation}", ignore_errors=True)
 
-    def request(self, triggers: I32, seen: I32, seed: int) -> Request:
-        """One request, as :func:`indexer.retrieval.retrieve.retrieve_many` takes it."""
-        ids = self._lineup.item_ids
-        live = self._past.live[triggers]
-        others = triggers[~live]
-        others = others[self._embeddings.exists(others)]
-        exclude = [ids[row] for row in seen.tolist()] if len(seen) > len(triggers) else ()
-        if not len(others):
-            return Request([ids[row] for row in triggers[live].tolist()], exclude=exclude, seed=seed)
-        vectors = self._vectors(others)
-        return Request([ids[row] for row in triggers[live].tolist()], vectors, self._raws(vectors), exclude, seed=seed)
+    def requests(self, triggers: Sequence[I32], seen: Sequence[I32], seed: int) -> list[Request]:
+        """Requests, as :func:`indexer.retrieval.retrieve.retrieve_many` takes them.
+
+        Args:
+            triggers: item rows of each; those out of the pool are given as vectors.
+            seen: item rows that each answer may not hold, its triggers among them.
+            seed: of multinomial selection.
+        """
+        ids, counts = self._lineup.item_ids, [len(rows) for rows in triggers]
+        flat = np.concatenate([*triggers, np.empty(0, np.int32)])
+        live = self._past.live[flat]
+        cold = ~live & self._embeddings.exists(flat)
+        vectors = self._vectors(flat[cold])
+        raws = self._raws(vectors)
+        ends = np.cumsum([0, *counts])
+        starts = np.concatenate([[0], np.cumsum(cold)])[ends].tolist()
+        out = []
+        for at, (begin, end) in enumerate(itertools.pairwise(ends.tolist())):
+            known = [ids[row] for row in flat[begin:end][live[begin:end]].tolist()]
+            exclude = [ids[row] for row in seen[at].tolist()] if len(seen[at]) > counts[at] else ()
+            mine = slice(starts[at], starts[at + 1])
+            if mine.start == mine.stop:
+                out.append(Request(known, exclude=exclude, seed=seed))
+            else:
+                out.append(Request(known, vectors[mine], raws[mine], exclude, seed=seed))
+        return out
 
     def rows(self, ordinals: I64) -> I64:
         """(n,) item rows."""

@@ -39,10 +39,8 @@ class Mfli:
     def answer(self, asked: Questions, k: int) -> Found:
         """See :class:`streamer.evaluation.system.System`."""
         settings = self._settings.model_copy(update={"k": k})
-        requests = [
-            self._live.request(self._chosen(triggers[triggers >= 0]), seen, self._seed)
-            for triggers, seen in zip(asked.triggers, asked.seen, strict=True)
-        ]
+        triggers = [self._chosen(rows[rows >= 0]) for rows in asked.triggers]
+        requests = self._live.requests(triggers, asked.seen, self._seed)
         rows = np.full((len(asked), k), -1, np.int32)
         scored = np.empty(len(asked), np.int64)
         for at, found in enumerate(retrieve_many(self._live.reader, requests, settings, asked.now_ms)):

@@ -180,20 +180,27 @@ def test_a_trigger_gives_no_more_in_a_facet_than_it_may(
 
 @given(
     seeds=SEEDS,
-    asked=st.lists(st.tuples(TRIGGERS, st.integers(0, 9)), max_size=70),
+    asked=st.lists(
+        st.tuples(TRIGGERS, st.integers(0, 9), TRIGGERS, st.lists(st.integers(0, 60), max_size=2), st.booleans()),
+        max_size=70,
+    ),
     chosen=CONFIGS,
 )
-@settings(max_examples=10)
+@settings(max_examples=20)
 def test_many_requests_are_answered_as_each_alone(
-    seeds: list[int], asked: list[tuple[list[str], int]], chosen: RetrievalConfig
+    seeds: list[int], asked: list[tuple[list[str], int, list[str], list[int], bool]], chosen: RetrievalConfig
 ) -> None:
     with an_index(seeds) as index:
         reader = ViewReader(index.view)
-        requests = [Request(triggers, seed=seed) for triggers, seed in asked]
+        requests = []
+        for triggers, seed, exclude, cold, coded in asked:
+            vectors = vectors_of([record.event for record in upserts(cold)]) if cold else None
+            raws = None if vectors is None or not coded else assign(vectors)[:1]  # the others have no codes
+            requests.append(Request(triggers, vectors, raws, exclude, seed=seed))
         together = retrieve_many(reader, requests, chosen, NOW_MS)
         assert len(together) == len(requests)
         for found, request in zip(together, requests, strict=True):
-            assert same(found, retrieve(reader, request.item_ids, chosen, NOW_MS, request.seed))
+            assert same(found, retrieve_many(reader, [request], chosen, NOW_MS)[0])
 
 
 @given(seeds=SEEDS, trigger=st.integers(0, 59))
