@@ -118,7 +118,7 @@ def _tables(found: dict[str, Any]) -> Group:
                     f"{figure['slice']} recall@{figure['cut']}",
                     f"{100 * figure['gain']:+.1f} %" if figure["gain"] is not None else "-",
                     f"{100 * figure['wanted']:+.0f} %",
-                    "met" if figure["met"] else "missed",
+                    {True: "met", False: "missed", None: "not measured"}[figure["met"]],
                 )
     return Group(systems, wished)
 

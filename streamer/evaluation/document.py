@@ -117,9 +117,10 @@ def _comparison(comparison: dict[str, Any]) -> str:
             f"| {_gain(figure)} | {_wanted(figure['wanted'])} | {_verdict(figure['met'])} |"
         )
     if (rate := comparison["rate"]) is not None:
+        wanted = "" if rate["wanted"] is None else f">= {rate['wanted']:g} x"
         lines.append(
             f"| q/s | {_whole(rate['ours'])} | {_whole(rate['theirs'])} | {_number(rate['ratio'], 3)} x "
-            f"| >= {rate['wanted']:g} x | {_verdict(rate['met'])} |"
+            f"| {wanted} | {_verdict(rate['met'])} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -168,7 +169,7 @@ def _losses(found: dict[str, Any]) -> str:
         f"- {comparison['title']}: {comparison['rate']['ratio']:.2g} x the queries a second, "
         f"wanted {comparison['rate']['wanted']:g} x."
         for comparison in found["comparisons"]["wished"]
-        if comparison["rate"] is not None and not comparison["rate"]["met"]
+        if comparison["rate"] is not None and comparison["rate"]["met"] is False
     ]
     named = {system["name"]: system for system in found["systems"] if " leaves x " not in system["name"]}
     for ours in (lineup.MFLI_PRIOR, lineup.HYBRID):

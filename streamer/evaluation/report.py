@@ -62,7 +62,7 @@ def document(study: Study, settings: EvaluationSettings, from_ms: int, to_ms: in
             "pool_range": [int(first.pool.min(initial=1 << 60)), int(first.pool.max(initial=0))],
             "seeds": len(study.outcomes),
             "systems": [_system(study, name) for name in study.answers],
-            "comparisons": comparisons(study),
+            "comparisons": comparisons(study, settings.name),
             "refreshes": _refreshes(study.outcomes),
             "index": {name: _health(study.outcomes, name) for name in first.health},
             "by_hour": _by_hour(study),

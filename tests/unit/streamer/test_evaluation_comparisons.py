@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamer.evaluation import lineup
-from streamer.evaluation.comparisons import comparisons
+from streamer.evaluation.comparisons import COMPARISONS, WISHES, comparisons
 from streamer.evaluation.metrics import Answers, Slices, Users
 from streamer.evaluation.replay import CUTS, Outcome, Record
 from streamer.evaluation.report import Study
@@ -40,25 +40,28 @@ def figure(comparison, slice_="all", cut=100):
 
 
 def test_a_gain_is_relative_and_judged_by_what_was_wanted():
-    (only,) = comparisons(study(MFLI_PRIOR=(0.6, 1, 1), ANN=(0.4, 1, 1)))["wished"]
+    (only,) = comparisons(study(MFLI_PRIOR=(0.6, 1, 1), ANN=(0.4, 1, 1)), "globo")["wished"]
     found = figure(only)
     assert found["gain"] == pytest.approx(0.5)
     assert found["met"] is True
     assert found["interval"][0] < 0.5 < found["interval"][1]
     assert figure(only, "all", 500)["met"] is True
-    (only,) = comparisons(study(MFLI_PRIOR=(0.5, 1, 1), ANN=(0.4, 1, 1)))["wished"]
+    (only,) = comparisons(study(MFLI_PRIOR=(0.5, 1, 1), ANN=(0.4, 1, 1)), "globo")["wished"]
     assert figure(only)["met"] is False
 
 
 def test_a_slice_without_requests_is_no_gain_and_not_met():
-    (only,) = comparisons(study(MFLI_PRIOR=(0.6, 1, 1), ANN=(0.4, 1, 1)))["wished"]
+    (only,) = comparisons(study(MFLI_PRIOR=(0.6, 1, 1), ANN=(0.4, 1, 1)), "globo")["wished"]
     assert np.isnan(figure(only, "tail")["gain"])
     assert figure(only, "tail")["met"] is None
+    made = study(HYBRID=(0.6, 1, 1), POPULAR=(0.5, 0, 1), DECAYED=(0.55, 0, 1), KNN=(0.4, 0, 1))
+    (only,) = comparisons(made, "globo")["wished"]
+    assert (figure(only, "tail")["wanted"], figure(only, "tail")["met"]) == (0.0, None)
 
 
 def test_the_best_of_several_is_taken_for_each_figure():
     made = study(HYBRID=(0.6, 1, 1), POPULAR=(0.5, 0, 1), DECAYED=(0.55, 0, 1), KNN=(0.4, 0, 1))
-    (only,) = comparisons(made)["wished"]
+    (only,) = comparisons(made, "globo")["wished"]
     assert figure(only)["best_of_theirs"] == lineup.DECAYED
     assert figure(only)["gain"] == pytest.approx(0.6 / 0.55 - 1)
 
@@ -67,7 +70,7 @@ def test_at_equal_items_scored_the_curve_decides():
     made = study(MFLI_PRIOR=(1.0, 100, 1), RQ=(0.5, 10, 1))
     low = Answers(dict.fromkeys(CUTS, np.zeros(REQUESTS)), dict.fromkeys(CUTS, 1.0))
     made.answers[lineup.on_curve(lineup.MFLI_PRIOR, 1, 1)] = low
-    (only,) = comparisons(made)["wished"]
+    (only,) = comparisons(made, "globo")["wished"]
     assert only["equal_scored"]
     assert figure(only)["ours"] == pytest.approx(0.5)  # half way from 1 to 100 items, by their logarithms
     assert figure(only)["gain"] == pytest.approx(0.0)
@@ -83,6 +86,15 @@ def test_a_curve_is_of_one_system_only():
 def test_rates_are_by_the_time_of_the_timed_requests():
     ann = lineup.ANN_PRIOR.format(8)
     made = study(MFLI_PRIOR=(0.6, 1, 0.1), **{ann: (0.4, 1, 1.0)})
-    (only,) = comparisons(made)["wished"]
+    (only,) = comparisons(made, "globo")["wished"]
     assert only["rate"]["ratio"] == pytest.approx(10)
     assert only["rate"]["met"]
+    (only,) = comparisons(made, "anything else")["wished"]
+    assert only["rate"]["met"] is None
+    assert figure(only)["wanted"] is None
+
+
+def test_what_is_wished_for_is_compared():
+    titles = {each.title for each in COMPARISONS}
+    for wishes in WISHES.values():
+        assert set(wishes) <= titles
