@@ -66,13 +66,16 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
     plain = how.similarity_weight == 1 and not how.engagement_weight and not how.freshness_weight
     for slot in range(slots):
         at = begin + slot
+        following = 0, 0
         if slot + 1 < slots:
-            announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.at, end)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             query = asked.vectors[first + chosen.voters[v], chosen.facet[at]]
-            similarities(pool.bits, room.at, end, count, query, room.scores, end, v == chosen.voter_pointer[at])
+            again = v > chosen.voter_pointer[at]
+            ahead = (0, 0) if again else following
+            similarities(pool.bits, room.at, end, count, query, room.scores, end, not again, ahead)
         if not plain:
             priors(pool, how, room.at, end, count, room.prior)
             _weigh(how, room.prior, room.scores, end, count)
@@ -105,15 +108,17 @@ def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, reque
     end, piece = space[:lists].copy(), many[:lists].copy()
     for slot in range(slots):
         at = begin + slot
+        following = 0, 0
         if slot + 1 < slots:
-            announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.read, 0)
         priors(pool, how, room.read, 0, count, room.prior)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             which = chosen.voters[v] * facets + chosen.facet[at]
             to, query = end[which], asked.vectors[first + chosen.voters[v], chosen.facet[at]]
-            similarities(pool.bits, room.read, 0, count, query, room.scores, to, True)
+            similarities(pool.bits, room.read, 0, count, query, room.scores, to, True, following)
+            following = 0, 0
             _weigh(how, room.prior, room.scores, to, count)
             room.at[to : to + count] = room.read[:count]
             mine = room.pieces[piece[which]]
