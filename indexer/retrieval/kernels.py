@@ -2,7 +2,8 @@
 
 Scores are float32. An *entry* is a member that was scored, once for each leaf that it was read in, or once for each
 trigger that voted for that leaf; a *piece* is a run of entries: its begin, its end, the slot of its leaf. Arguments are
-named tuples of arrays and numbers, see :mod:`indexer.retrieval.engine` and :mod:`indexer.retrieval.request`.
+named tuples of arrays and numbers, see :mod:`indexer.retrieval.request` and
+:class:`indexer.retrieval.room.Room`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from indexer.retrieval.best_kernels import (
     sort,
 )
 from indexer.retrieval.prior_kernels import priors
+from indexer.retrieval.request import Chosen, Filters, Found, How, Pool, Triggers
+from indexer.retrieval.room import BLOOM, parted
 from indexer.retrieval.scan_kernels import announce, left_out, read, similarities
 
 A = Any
-BLOOM = 1 << 15
-"""Bits of the filter that tells most members which are not results yet from those that are."""
 _WANTED, _GIVEN = 1, 2
 """States of a result in the table."""
 _PAD = 4
@@ -249,12 +250,20 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
 
 
 @njit(cache=True, nogil=True)
-def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> A:
+def score(words: A, table: A, generation: A, pieces_: int, entries_: int, *given: A) -> A:
     """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
+
+    Args:
+        words, table, generation, pieces_, entries_: of :class:`indexer.retrieval.room.Scratch`.
+        given: the fields of :class:`Triggers`, :class:`Chosen`, :class:`Pool`, :class:`Filters`, :class:`How`,
+            :class:`Found`.
 
     Returns:
         0; or, where the room is too small and nothing was done, for how many entries it must be.
     """
+    room = parted(words, table, generation, pieces_, entries_)
+    asked, chosen, pool = Triggers(*given[:5]), Chosen(*given[5:11]), Pool(*given[11:24])
+    filters, how, found = Filters(*given[24:28]), How(*given[28:41]), Found(*given[41:])
     most = _need(asked, chosen, pool, how)
     if most > room.at.shape[0]:
         return most

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Filters, Request, Triggers
+from indexer.retrieval.request import Chosen, Filters, Found, Request, Triggers
 from indexer.retrieval.select import Selected
 from schemas.config import RetrievalConfig
 from schemas.errors import UsageError
@@ -175,8 +175,8 @@ def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalC
 class _Answered:
     """Answers as arrays of all requests; :meth:`one` cuts one out."""
 
-    chosen: engine.Chosen
-    found: engine.Found
+    chosen: Chosen
+    found: Found
     missing: list[list[str]]
     elapsed_ms: float
 

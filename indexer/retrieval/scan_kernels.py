@@ -160,7 +160,8 @@ def similarities(
     """Dot products of members with a query, or the greater of these and what is there, from ``scores[to]`` on.
 
     The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are
-    overwritten. ``following`` are the position of members that will be compared next, and how many. However the members are grouped, one has the same score, and every reader of an index the same answer.
+    overwritten. ``following`` are the position of members that will be compared next, and how many. However the members
+    are grouped, one has the same score, and every reader of an index the same answer.
     """
     if bits.shape[1] == _USUAL:
         _compare(bits, at, begin, count, query, _USUAL, scores, to, first, following)
