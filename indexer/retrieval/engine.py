@@ -75,15 +75,14 @@ def score(
     )
     requests = len(triggers.pointer) - 1
     k = min(config.k, len(chosen.voters) * min(config.scan, len(served.pool.ordinal)))
-    numbers = np.empty((3, requests, k), np.int64)
-    counts = np.empty((2, requests), np.int64)
-    found = Found(counts[0], counts[1], numbers[0], np.empty((requests, k)), numbers[1], numbers[2])
+    found = Found(np.empty((2, requests), np.int64), np.empty((requests, k)), np.empty((3, requests, k), np.int64))
     arguments = *triggers, *chosen, *served.pool, *filters, *how, *found  # plain, as each tuple costs as well
     pieces = len(chosen.voters)
     needed = kernels.score(*_ROOMS.of(pieces), *arguments)
     if needed:
         kernels.score(*_ROOMS.of(pieces, needed), *arguments)
     if served.names is not None:
-        for request, count in enumerate(found.counts.tolist()):
-            found.ordinal[request, :count] = served.names[found.ordinal[request, :count]]
+        ordinal = found.where[0]
+        for request, count in enumerate(found.counts[0].tolist()):
+            ordinal[request, :count] = served.names[ordinal[request, :count]]
     return found

@@ -28,7 +28,7 @@ from indexer.retrieval.best_kernels import (
 from indexer.retrieval.prior_kernels import priors
 from indexer.retrieval.request import Chosen, Filters, Found, How, Pool, Triggers
 from indexer.retrieval.room import BLOOM, parted
-from indexer.retrieval.scan_kernels import announce, embeddings_of, left_out, read, similarities
+from indexer.retrieval.scan_kernels import announce, left_out, read, similarities
 
 A = Any
 _WANTED, _GIVEN = 1, 2
@@ -52,14 +52,6 @@ def _need(asked: A, chosen: A, pool: A, how: A) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _announce(chosen: A, pool: A, how: A, at: int) -> A:
-    """Ask for what is read next, of this request or the next one; position and number of members to be compared."""
-    if at == chosen.pointer[-1]:
-        return 0, 0
-    return announce(pool, chosen.leaf[at] * pool.place.shape[1] + chosen.facet[at], how.limit)
-
-
-@njit(cache=True, nogil=True)
 def _weigh(how: A, prior: A, scores: A, to: int, count: int) -> None:
     """Similarities, from ``scores[to]`` on, to scores; ``prior`` are those of the members."""
     weight, some = np.float32(how.similarity_weight), scores[to : to + count]
@@ -75,7 +67,9 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
     plain = how.similarity_weight == 1 and not how.engagement_weight and not how.freshness_weight
     for slot in range(slots):
         at = begin + slot
-        following = _announce(chosen, pool, how, at + 1)
+        following = 0, 0
+        if slot + 1 < slots:
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.at, end)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
@@ -115,7 +109,9 @@ def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, reque
     end, piece = space[:lists].copy(), many[:lists].copy()
     for slot in range(slots):
         at = begin + slot
-        following = _announce(chosen, pool, how, at + 1)
+        following = 0, 0
+        if slot + 1 < slots:
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.read, 0)
         priors(pool, how, room.read, 0, count, room.prior)
@@ -229,7 +225,8 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
             if table[to, 0] != generation:
                 table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, _WANTED
                 within += 1
-    others, count, begin = k - within, 0, chosen.pointer[request]
+    others, count, begin, scores = k - within, 0, chosen.pointer[request], found.score[request]
+    ordinals, facets, leaves = found.where[0, request], found.where[1, request], found.where[2, request]
     for at in range(n):
         index = index_of(keys[at])
         ordinal = np.int64(who[index])
@@ -242,14 +239,13 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
         elif table[to, 2] != _WANTED:
             continue
         table[to, 2] = _GIVEN
-        found.ordinal[request, count] = ordinal
-        found.score[request, count] = score_of(keys[at])
-        found.facet[request, count] = chosen.facet[begin + room.slot[index]]
-        found.leaf[request, count] = chosen.leaf[begin + room.slot[index]]
+        scores[count], ordinals[count] = score_of(keys[at]), ordinal
+        facets[count] = chosen.facet[begin + room.slot[index]]
+        leaves[count] = chosen.leaf[begin + room.slot[index]]
         count += 1
         if count == k:
             break
-    found.counts[request] = count
+    found.counts[0, request] = count
     return others
 
 
@@ -271,8 +267,6 @@ def score(words: A, table: A, generation: A, pieces_: int, entries_: int, *given
     most = _need(asked, chosen, pool, how)
     if most > room.at.shape[0]:
         return most
-    begin, count = _announce(chosen, pool, how, 0)
-    embeddings_of(pool.bits, begin, begin + count)
     for request in range(asked.pointer.shape[0] - 1):
         skips = asked.skip[asked.skip_pointer[request] : asked.skip_pointer[request + 1]]
         places = np.empty(skips.shape[0] * pool.place.shape[1], np.int64)
@@ -294,5 +288,5 @@ def score(words: A, table: A, generation: A, pieces_: int, entries_: int, *given
             if not _unite(chosen, room, found, request, n, how.k, shared) or least == -np.inf:
                 break
             wanted *= 4
-        found.scored[request] = scored
+        found.counts[1, request] = scored
     return 0

@@ -187,16 +187,14 @@ class Found(NamedTuple):
     """Results of Q requests, best first.
 
     Attributes:
-        counts, scored: (Q,) results, and members scored on the way.
-        ordinal, score, facet, leaf: (Q, most); int64, but ``score`` float64.
+        counts: (2, Q) how many results, and how many members were scored on the way.
+        score: (Q, most).
+        where: (3, Q, most) ordinal, facet, leaf.
     """
 
     counts: I64
-    scored: I64
-    ordinal: I64
     score: npt.NDArray[np.float64]
-    facet: I64
-    leaf: I64
+    where: I64
 
 
 class How(NamedTuple):

@@ -183,12 +183,13 @@ class _Answered:
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
         begin, end = chosen.pointer[at : at + 2].tolist()
-        count = int(found.counts[at])
+        count, scored = found.counts[:, at].tolist()
+        ordinals, facets, leaves = found.where[:, at, :count]
         return Candidates(
-            found.ordinal[at, :count],
+            ordinals,
             found.score[at, :count],
-            found.facet[at, :count],
-            found.leaf[at, :count],
+            facets,
+            leaves,
             Selected(
                 chosen.facet[begin:end],
                 chosen.leaf[begin:end],
@@ -196,7 +197,7 @@ class _Answered:
                 chosen.voter_pointer[begin : end + 1],
                 chosen.voters,
             ),
-            int(found.scored[at]),
+            scored,
             self.missing[at],
             self.elapsed_ms,
         )

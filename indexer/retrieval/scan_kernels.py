@@ -16,7 +16,7 @@ from indexer.half import prefetch, widen
 A = Any
 _LINE = 64
 """Bytes that come from memory at once."""
-AHEAD = 64
+_AHEAD = 64
 """Members that are asked for before they are compared: of this leaf, and behind its last the first of the next one.
 
 One at a time: memory answers while others are compared, and more at once would wait for each other.
@@ -39,7 +39,7 @@ def passes(pool: A, filters: A, request: int, position: int) -> A:
 @njit(cache=True, nogil=True)
 def announce(pool: A, row: int, limit: int) -> A:
     """Ask for ordinals and heats of the members that will be read next; their position and how many they are."""
-    begin, count = pool.start[row], min(pool.length[row], limit, AHEAD)
+    begin, count = pool.start[row], min(pool.length[row], limit, _AHEAD)
     for address in range(pool.ordinal.ctypes.data + begin * 4, pool.ordinal.ctypes.data + (begin + count) * 4, _LINE):
         prefetch(address)
     for address in range(pool.heat.ctypes.data + begin * 4, pool.heat.ctypes.data + (begin + count) * 4, _LINE):
@@ -48,7 +48,7 @@ def announce(pool: A, row: int, limit: int) -> A:
 
 
 @njit(cache=True, nogil=True)
-def embeddings_of(bits: A, begin: int, end: int) -> None:
+def _embeddings(bits: A, begin: int, end: int) -> None:
     """Ask for the embeddings of members at positions from begin to before the end."""
     width = bits.shape[1] * 2
     for address in range(bits.ctypes.data + begin * width, bits.ctypes.data + end * width, _LINE):
@@ -126,13 +126,13 @@ def _compare(
 ) -> None:
     last, width, memory, asked = begin + count - 1, dim * 2, bits.ctypes.data, following[0]
     for i in range(0, count, _ROWS):
-        for ahead in range(i + AHEAD, min(i + AHEAD + _ROWS, count)):
+        for ahead in range(i + _AHEAD, min(i + _AHEAD + _ROWS, count)):
             row = memory + np.int64(at[begin + ahead]) * width
             for line in range(0, width, _LINE):
                 prefetch(row + line)
-        upto = following[0] + min(following[1], i + _ROWS + AHEAD - count)
+        upto = following[0] + min(following[1], i + _ROWS + _AHEAD - count)
         if asked < upto:
-            embeddings_of(bits, asked, upto)
+            _embeddings(bits, asked, upto)
             asked = upto
         a = np.int64(at[begin + i])
         b = np.int64(at[min(begin + i + 1, last)])

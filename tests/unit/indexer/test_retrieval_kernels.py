@@ -58,9 +58,9 @@ def test_a_member_is_as_similar_wherever_it_stands(dim: int, count: int) -> None
     query = rng.standard_normal(dim).astype(np.float32)
     at = rng.integers(0, 20, count).astype(np.uint32)
     out = np.full(count + 3, -np.inf, np.float32)
-    similarities(vectors.view(np.uint16), at, 0, count, query, out, 0, False)
+    similarities(vectors.view(np.uint16), at, 0, count, query, out, 0, False, (0, 20))
     np.testing.assert_allclose(out[:count], vectors[at].astype(np.float32) @ query, rtol=1e-4, atol=1e-5)
     alone = np.empty(4, np.float32)
     for i in range(count):
-        similarities(vectors.view(np.uint16), at, i, 1, query, alone, 0, True)
+        similarities(vectors.view(np.uint16), at, i, 1, query, alone, 0, True, (0, 0))
         assert alone[0] == out[i]
