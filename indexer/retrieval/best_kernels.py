@@ -144,7 +144,7 @@ def best(scores: A, begin: int, end: int, need: int, ordinal: A, at: A, keys: A,
     least = floor_of(scores[begin:end], need, 0)  # counting on costs less than picking out of some more
     n = reach(scores, begin, end, least, picked, 0)
     if n <= need:
-        return n, np.uint64(0)
+        return n, key_of(least, 0)
     for j in range(n):
         keys[j] = ranked(scores[picked[j]], ordinal[at[picked[j]]])
     greatest(keys, n, need)

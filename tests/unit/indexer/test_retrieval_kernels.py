@@ -30,7 +30,9 @@ def test_the_best_are_those_that_a_sort_puts_first(scores: np.ndarray, need: int
     at, picked = np.arange(n, dtype=np.uint32), np.empty(n + 1, np.int32)
     count, limit = best(scores, 0, n, need, ordinal, at, np.empty(n, np.uint64), picked)
     kept = [i for i in picked[:count].tolist() if ranked(scores[i], ordinal[i]) >= limit]
-    assert sorted(kept) == sorted(np.lexsort((ordinal, -scores))[:need].tolist())
+    wanted = sorted(np.lexsort((ordinal, -scores))[:need].tolist())
+    assert sorted(kept) == wanted
+    assert [i for i in range(n) if ranked(scores[i], ordinal[i]) >= limit] == wanted  # none of the others does
 
 
 @given(scores=SCORES, seed=st.integers(0, 9))
