@@ -250,18 +250,18 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
 
 
 @njit(cache=True, nogil=True)
-def score(words: A, table: A, generation: A, pieces_: int, entries_: int, *given: A) -> A:
+def score(words: A, table: A, generation: A, p: int, e: int, *given: A) -> A:
     """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
 
     Args:
-        words, table, generation, pieces_, entries_: of :class:`indexer.retrieval.room.Scratch`.
+        words, table, generation, p, e: of :class:`indexer.retrieval.room.Scratch`.
         given: the fields of :class:`Triggers`, :class:`Chosen`, :class:`Pool`, :class:`Filters`, :class:`How`,
             :class:`Found`.
 
     Returns:
         0; or, where the room is too small and nothing was done, for how many entries it must be.
     """
-    room = parted(words, table, generation, pieces_, entries_)
+    room = parted(words, table, generation, p, e)
     asked, chosen, pool = Triggers(*given[:5]), Chosen(*given[5:11]), Pool(*given[11:24])
     filters, how, found = Filters(*given[24:28]), How(*given[28:41]), Found(*given[41:])
     most = _need(asked, chosen, pool, how)
