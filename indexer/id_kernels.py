@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from indexer.compiling import njit
+from indexer.half import prefetch
 
 A = Any
 _BASIS, _PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
@@ -66,9 +67,15 @@ def insert(table: A, offsets: A, text: A, first: int, last: int) -> int:
 def find(table: A, offsets: A, text: A, lengths: A, wanted: A, out: A) -> None:
     """Ordinals of n ids that stand one after the other in ``wanted``, -1 of those that are not there."""
     begin = 0
+    for at in range(lengths.shape[0]):  # apart, so that memory looks for all of them at once
+        name = _hash(wanted, begin, begin + lengths[at])
+        out[at] = name
+        prefetch(table.ctypes.data + (np.int64(name) & (table.shape[0] - 1)) * table.itemsize)
+        begin += lengths[at]
+    begin = 0
     for at in range(lengths.shape[0]):
         end = begin + lengths[at]
-        slot = _slot(table, offsets, text, wanted, begin, end, _hash(wanted, begin, end))
+        slot = _slot(table, offsets, text, wanted, begin, end, np.uint64(out[at]))
         out[at] = np.int64(table[slot] & _LOW) - 1
         begin = end
 

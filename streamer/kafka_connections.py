@@ -37,6 +37,7 @@ _CERTIFICATE_ALERT: Final = re.compile(
     r"ALERT_\w*CERTIFICATE|CERTIFICATE_REQUIRED|ALERT_UNKNOWN_CA|ALERT_ACCESS_DENIED"
 )
 DIRECTLY: Final = "direct://"
+_SETUP_AT_MOST_MS: Final = 10_000
 
 
 class _Loop(NetworkSelector):  # type: ignore[misc]
@@ -84,6 +85,33 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     failure: Exception | None = None
     _longest_ms = 0.0
 
+    def __init__(self, net: NetworkSelector, **settings: Any) -> None:
+        super().__init__(net, **settings)
+        self._addresses = self.cluster.bootstrap_brokers()
+        self.cluster.bootstrap_brokers = self._least_failed
+
+    def _least_failed(self) -> list[Any]:
+        """The addresses to try next.
+
+        kafka-python draws lots among all, and may draw a frozen one until its time is over.
+        """
+        failures = [self._backoff.get(address.node_id, (0,))[0] for address in self._addresses]
+        return [address for address, failed in zip(self._addresses, failures, strict=True) if failed == min(failures)]
+
+    def least_loaded_node(self) -> Any:
+        """Prefer a broker that has not failed since it last answered.
+
+        kafka-python draws lots among those that it is not connected to, and waits for a frozen one again and again,
+        longer each time.
+        """
+        chosen = super().least_loaded_node()
+        if chosen in self._backoff:
+            for broker in self.cluster.brokers():
+                connection = self._conns.get(broker.node_id)
+                if broker.node_id not in self._backoff and not (connection and connection.paused):
+                    return broker.node_id
+        return chosen
+
     def get_connection(self, node_id: Any, **options: Any) -> Any:
         """Give up when one side refused the other before anything ever worked.
 
@@ -91,7 +119,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         """
         if isinstance(self.failure, REFUSALS) and not self.bootstrapped:
             raise self.failure
-        addresses = len(self.cluster.bootstrap_brokers())
+        addresses = len(self._addresses)
         if self.cluster.is_bootstrap(node_id) and addresses > 1 and "timeout_ms" in options:
             # kafka-python spends all its time on the first address that accepts and stays silent, as a frozen one does
             self._longest_ms = self._longest_ms or options["timeout_ms"] / (2 * addresses)
@@ -133,6 +161,9 @@ def make_client(**settings: Any) -> KafkaNetClient:
     Consumer and producer accept ``allow_auto_create_topics`` but never hand it on: their requests for metadata would
     create whatever topic they name. Here it is off for all.
     """
+    # What waits for a connection has no deadline of its own; kafka-python would give later attempts up to 30 s.
+    setup_ms = min(_SETUP_AT_MOST_MS, settings.get("request_timeout_ms", _SETUP_AT_MOST_MS))
+    settings |= {"socket_connection_setup_timeout_ms": setup_ms, "socket_connection_setup_timeout_max_ms": setup_ms}
     net = _Loop(**settings)
     client = KafkaNetClient(net, Connections(net, **settings), **settings)
     client.cluster.config["allow_auto_create_topics"] = False

@@ -144,7 +144,7 @@ def best(scores: A, begin: int, end: int, need: int, ordinal: A, at: A, keys: A,
     least = floor_of(scores[begin:end], need, 0)  # counting on costs less than picking out of some more
     n = reach(scores, begin, end, least, picked, 0)
     if n <= need:
-        return n, np.uint64(0)
+        return n, key_of(least, 0)
     for j in range(n):
         keys[j] = ranked(scores[picked[j]], ordinal[at[picked[j]]])
     greatest(keys, n, need)
@@ -168,16 +168,20 @@ def sort(keys: A, spare: A, n: int) -> None:
         key = ~keys[at]
         for digit in range(4):
             counts[digit, (key >> np.uint64(32 + 8 * digit)) & np.uint64(255)] += 1
+    these, others, moved = keys, spare, False
     for digit in range(4):
-        shift, begin = np.uint64(32 + 8 * digit), np.int32(0)
-        if n and counts[digit, (~keys[0] >> shift) & np.uint64(255)] == n:
+        shift, ends, begin = np.uint64(32 + 8 * digit), counts[digit], np.int32(0)
+        if n and ends[(~keys[0] >> shift) & np.uint64(255)] == n:
             continue
         for value in range(256):
-            begin, counts[digit, value] = begin + counts[digit, value], begin
+            begin, ends[value] = begin + ends[value], begin
         for at in range(n):
-            value = (~keys[at] >> shift) & np.uint64(255)
-            spare[counts[digit, value]] = keys[at]
-            counts[digit, value] += 1
+            value = (~these[at] >> shift) & np.uint64(255)
+            others[ends[value]] = these[at]
+            ends[value] += 1
+        these, others = others, these
+        moved = not moved
+    if moved:
         keys[:n] = spare[:n]
 
 

@@ -2,7 +2,8 @@
 
 Scores are float32. An *entry* is a member that was scored, once for each leaf that it was read in, or once for each
 trigger that voted for that leaf; a *piece* is a run of entries: its begin, its end, the slot of its leaf. Arguments are
-named tuples of arrays and numbers, see :mod:`indexer.retrieval.engine` and :mod:`indexer.retrieval.request`.
+named tuples of arrays and numbers, see :mod:`indexer.retrieval.request` and
+:class:`indexer.retrieval.room.Room`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from indexer.retrieval.best_kernels import (
     sort,
 )
 from indexer.retrieval.prior_kernels import priors
+from indexer.retrieval.request import Chosen, Filters, Found, How, Pool, Triggers
+from indexer.retrieval.room import BLOOM, parted
 from indexer.retrieval.scan_kernels import announce, left_out, read, similarities
 
 A = Any
-BLOOM = 1 << 15
-"""Bits of the filter that tells most members which are not results yet from those that are."""
 _WANTED, _GIVEN = 1, 2
 """States of a result in the table."""
 _PAD = 4
@@ -67,13 +68,16 @@ def _read_leaves(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, requ
     plain = how.similarity_weight == 1 and not weights
     for slot in range(slots):
         at = begin + slot
+        following = 0, 0
         if slot + 1 < slots:
-            announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.at, end)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             query = asked.vectors[first + chosen.voters[v], chosen.facet[at]]
-            similarities(pool.bits, room.at, end, count, query, room.scores, end, v == chosen.voter_pointer[at])
+            again = v > chosen.voter_pointer[at]
+            ahead = (0, 0) if again else following
+            similarities(pool.bits, room.at, end, count, query, room.scores, end, not again, ahead)
         if not plain:
             priors(pool, how, room.at, end, count, room.prior)
             _weigh(how, room.prior, room.scores, end, count)
@@ -106,15 +110,17 @@ def _read_lists(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, reque
     end, piece = space[:lists].copy(), many[:lists].copy()
     for slot in range(slots):
         at = begin + slot
+        following = 0, 0
         if slot + 1 < slots:
-            announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
+            following = announce(pool, chosen.leaf[at + 1] * facets + chosen.facet[at + 1], how.limit)
         row = chosen.leaf[at] * facets + chosen.facet[at]
         count = read(pool, filters, request, row, how.limit, skips, room.read, 0)
         priors(pool, how, room.read, 0, count, room.prior)
         for v in range(chosen.voter_pointer[at], chosen.voter_pointer[at + 1]):
             which = chosen.voters[v] * facets + chosen.facet[at]
             to, query = end[which], asked.vectors[first + chosen.voters[v], chosen.facet[at]]
-            similarities(pool.bits, room.read, 0, count, query, room.scores, to, True)
+            similarities(pool.bits, room.read, 0, count, query, room.scores, to, True, following)
+            following = 0, 0
             _weigh(how, room.prior, room.scores, to, count)
             room.at[to : to + count] = room.read[:count]
             mine = room.pieces[piece[which]]
@@ -220,7 +226,8 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
             if table[to, 0] != generation:
                 table[to, 0], table[to, 1], table[to, 2] = generation, ordinal, _WANTED
                 within += 1
-    others, count, begin = k - within, 0, chosen.pointer[request]
+    others, count, begin, scores = k - within, 0, chosen.pointer[request], found.score[request]
+    ordinals, facets, leaves = found.where[0, request], found.where[1, request], found.where[2, request]
     for at in range(n):
         index = index_of(keys[at])
         ordinal = np.int64(who[index])
@@ -233,24 +240,31 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
         elif table[to, 2] != _WANTED:
             continue
         table[to, 2] = _GIVEN
-        found.ordinal[request, count] = ordinal
-        found.score[request, count] = score_of(keys[at])
-        found.facet[request, count] = chosen.facet[begin + room.slot[index]]
-        found.leaf[request, count] = chosen.leaf[begin + room.slot[index]]
+        scores[count], ordinals[count] = score_of(keys[at]), ordinal
+        facets[count] = chosen.facet[begin + room.slot[index]]
+        leaves[count] = chosen.leaf[begin + room.slot[index]]
         count += 1
         if count == k:
             break
-    found.counts[request] = count
+    found.counts[0, request] = count
     return others
 
 
 @njit(cache=True, nogil=True)
-def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -> A:
+def score(words: A, table: A, generation: A, p: int, e: int, *given: A) -> A:
     """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
+
+    Args:
+        words, table, generation, p, e: of :class:`indexer.retrieval.room.Scratch`.
+        given: the fields of :class:`Triggers`, :class:`Chosen`, :class:`Pool`, :class:`Filters`, :class:`How`,
+            :class:`Found`.
 
     Returns:
         0; or, where the room is too small and nothing was done, for how many entries it must be.
     """
+    room = parted(words, table, generation, p, e)
+    asked, chosen, pool = Triggers(*given[:5]), Chosen(*given[5:11]), Pool(*given[11:24])
+    filters, how, found = Filters(*given[24:28]), How(*given[28:42]), Found(*given[42:])
     most = _need(asked, chosen, pool, how)
     if most > room.at.shape[0]:
         return most
@@ -275,5 +289,5 @@ def score(asked: A, chosen: A, pool: A, filters: A, how: A, room: A, found: A) -
             if not _unite(chosen, room, found, request, n, how.k, shared) or least == -np.inf:
                 break
             wanted *= 4
-        found.scored[request] = scored
+        found.counts[1, request] = scored
     return 0

@@ -13,7 +13,7 @@ from indexer.half import as_bits, as_float
 A = Any
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")  # else a check of each division keeps loops scalar
 def log1p(x: A) -> A:
     """Float32 log(1 + x) for x >= 0, to 3e-7 of the greater of it and 1; without calls, so that loops of it vectorise.
 

@@ -166,3 +166,60 @@ class Served:
     landmark: int
     latest_engagement: int
     names: I64 | None = None
+
+
+class Chosen(NamedTuple):
+    """The leaves that Q requests read, heaviest first.
+
+    Attributes:
+        pointer: (Q+1,) where each request's begin.
+        facet, leaf, weight: (n,), and room behind.
+        voter_pointer, voters: (n+1,) and triggers that voted for each, counted from the request's first; likewise.
+    """
+
+    pointer: I64
+    facet: I64
+    leaf: I64
+    weight: npt.NDArray[np.float64]
+    voter_pointer: I64
+    voters: I64
+
+
+class Found(NamedTuple):
+    """Results of Q requests, best first.
+
+    Attributes:
+        counts: (2, Q) how many results, and how many members were scored on the way.
+        score: (Q, most).
+        where: (3, Q, most) ordinal, facet, leaf.
+    """
+
+    counts: I64
+    score: npt.NDArray[np.float64]
+    where: I64
+
+
+class How(NamedTuple):
+    """Sizes, weights and times of a call.
+
+    Attributes:
+        k, limit, share, per_trigger: ``k``, ``scan``, ``vote_share``, ``per_trigger`` (0: any number) of the section.
+        window, landmark, half_life_ms: of the engagements that count.
+        learned_weight: of the model's own prior, 0 without; with it engagement_weight and freshness_weight are 0.
+        exact: see :func:`indexer.retrieval.prior_kernels.priors`.
+    """
+
+    k: int
+    limit: int
+    share: float
+    per_trigger: int
+    similarity_weight: float
+    learned_weight: float
+    engagement_weight: float
+    freshness_weight: float
+    now_ms: float
+    window: int
+    landmark: int
+    half_life_ms: float
+    freshness_half_life_ms: float
+    exact: bool

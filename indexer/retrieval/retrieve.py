@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Filters, Request
+from indexer.retrieval.request import Chosen, Filters, Found, Request
 from indexer.retrieval.select import Selected
 from indexer.retrieval.trace import trace
 from schemas.config import RetrievalConfig
@@ -175,20 +175,21 @@ def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalC
 class _Answered:
     """Answers as arrays of all requests; :meth:`one` cuts one out."""
 
-    chosen: engine.Chosen
-    found: engine.Found
+    chosen: Chosen
+    found: Found
     missing: list[list[str]]
     elapsed_ms: float
 
     def one(self, at: int) -> Candidates:
         chosen, found = self.chosen, self.found
         begin, end = chosen.pointer[at : at + 2].tolist()
-        count = int(found.counts[at])
+        count, scored = found.counts[:, at].tolist()
+        ordinals, facets, leaves = found.where[:, at, :count]
         return Candidates(
-            found.ordinal[at, :count],
+            ordinals,
             found.score[at, :count],
-            found.facet[at, :count],
-            found.leaf[at, :count],
+            facets,
+            leaves,
             Selected(
                 chosen.facet[begin:end],
                 chosen.leaf[begin:end],
@@ -196,7 +197,7 @@ class _Answered:
                 chosen.voter_pointer[begin : end + 1],
                 chosen.voters,
             ),
-            int(found.scored[at]),
+            scored,
             self.missing[at],
             self.elapsed_ms,
         )

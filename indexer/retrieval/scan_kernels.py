@@ -17,9 +17,10 @@ A = Any
 _LINE = 64
 """Bytes that come from memory at once."""
 _AHEAD = 64
-"""Members of the next leaf that are asked for before this one is read; the hardware follows from there."""
-_AHEAD_ROWS = 64
-"""As far ahead the rest is asked for, row by row."""
+"""Members that are asked for before they are compared: of this leaf, and behind its last the first of the next one.
+
+One at a time: memory answers while others are compared, and more at once would wait for each other.
+"""
 _ROWS = 4
 """Members that are compared at once; what is written beyond the last is room that callers leave."""
 _USUAL = 64
@@ -36,15 +37,21 @@ def passes(pool: A, filters: A, request: int, position: int) -> A:
 
 
 @njit(cache=True, nogil=True)
-def announce(pool: A, row: int, limit: int) -> None:
-    """Ask for the members that will be read next: embeddings, ordinals, heats."""
-    width = pool.bits.shape[1] * 2
-    begin, end = pool.start[row], pool.start[row] + min(pool.length[row], limit, _AHEAD)
-    for address in range(pool.ordinal.ctypes.data + begin * 4, pool.ordinal.ctypes.data + end * 4, _LINE):
+def announce(pool: A, row: int, limit: int) -> A:
+    """Ask for ordinals and heats of the members that will be read next; their position and how many they are."""
+    begin, count = pool.start[row], min(pool.length[row], limit, _AHEAD)
+    for address in range(pool.ordinal.ctypes.data + begin * 4, pool.ordinal.ctypes.data + (begin + count) * 4, _LINE):
         prefetch(address)
-    for address in range(pool.heat.ctypes.data + begin * 4, pool.heat.ctypes.data + end * 4, _LINE):
+    for address in range(pool.heat.ctypes.data + begin * 4, pool.heat.ctypes.data + (begin + count) * 4, _LINE):
         prefetch(address)
-    for address in range(pool.bits.ctypes.data + begin * width, pool.bits.ctypes.data + end * width, _LINE):
+    return begin, count
+
+
+@njit(cache=True, nogil=True)
+def _embeddings(bits: A, begin: int, end: int) -> None:
+    """Ask for the embeddings of members at positions from begin to before the end."""
+    width = bits.shape[1] * 2
+    for address in range(bits.ctypes.data + begin * width, bits.ctypes.data + end * width, _LINE):
         prefetch(address)
 
 
@@ -114,13 +121,19 @@ def read(pool: A, filters: A, request: int, row: int, limit: int, skips: A, at: 
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, forceinline=True)
-def _compare(bits: A, at: A, begin: int, count: int, query: A, dim: int, scores: A, to: int, first: bool) -> None:
-    last, width, memory = begin + count - 1, dim * 2, bits.ctypes.data
+def _compare(
+    bits: A, at: A, begin: int, count: int, query: A, dim: int, scores: A, to: int, first: bool, following: A
+) -> None:
+    last, width, memory, asked = begin + count - 1, dim * 2, bits.ctypes.data, following[0]
     for i in range(0, count, _ROWS):
-        for ahead in range(i + _AHEAD_ROWS, min(i + _AHEAD_ROWS + _ROWS, count)):
+        for ahead in range(i + _AHEAD, min(i + _AHEAD + _ROWS, count)):
             row = memory + np.int64(at[begin + ahead]) * width
             for line in range(0, width, _LINE):
                 prefetch(row + line)
+        upto = following[0] + min(following[1], i + _ROWS + _AHEAD - count)
+        if asked < upto:
+            _embeddings(bits, asked, upto)
+            asked = upto
         a = np.int64(at[begin + i])
         b = np.int64(at[min(begin + i + 1, last)])
         c = np.int64(at[min(begin + i + 2, last)])
@@ -141,13 +154,16 @@ def _compare(bits: A, at: A, begin: int, count: int, query: A, dim: int, scores:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"}, inline="never")
-def similarities(bits: A, at: A, begin: int, count: int, query: A, scores: A, to: int, first: bool) -> None:
+def similarities(
+    bits: A, at: A, begin: int, count: int, query: A, scores: A, to: int, first: bool, following: A
+) -> None:
     """Dot products of members with a query, or the greater of these and what is there, from ``scores[to]`` on.
 
     The members are those at positions ``at[begin : begin + count]``. Up to three scores beyond the last are
-    overwritten. However the members are grouped, one has the same score, and every reader of an index the same answer.
+    overwritten. ``following`` are the position of members that will be compared next, and how many. However the members
+    are grouped, one has the same score, and every reader of an index the same answer.
     """
     if bits.shape[1] == _USUAL:
-        _compare(bits, at, begin, count, query, _USUAL, scores, to, first)
+        _compare(bits, at, begin, count, query, _USUAL, scores, to, first, following)
     else:
-        _compare(bits, at, begin, count, query, bits.shape[1], scores, to, first)
+        _compare(bits, at, begin, count, query, bits.shape[1], scores, to, first, following)

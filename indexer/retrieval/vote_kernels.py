@@ -9,6 +9,7 @@ import numpy as np
 
 from indexer.compiling import njit
 from indexer.half import prefetch, widen
+from indexer.retrieval.request import Centroids, Chosen
 
 A = Any
 _DEEP = 8
@@ -108,17 +109,18 @@ def _vote(first: int, last: int, leaves: A, vectors: A, table: A, probes: int, c
 
 
 @njit(cache=True, nogil=True)
-def choose(pointer: A, leaves: A, vectors: A, table: A, gumbel: A, probes: int, k: int, chosen: A) -> None:
+def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, *given: A) -> None:
     """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
 
     Args:
         pointer, leaves, vectors: (Q+1,), (T, F), (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
-        table: :class:`indexer.retrieval.request.Centroids`, without leaves where no nearest ones are needed.
         gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
         probes: further leaves each trigger votes for with half a vote, nearest first.
         k: leaves of a request.
-        chosen: :class:`indexer.retrieval.engine.Chosen` with room for all votes.
+        given: the fields of :class:`Centroids`, without leaves where no nearest ones are needed, and of
+            :class:`Chosen`, with room for all votes.
     """
+    table, chosen = Centroids(*given[:4]), Chosen(*given[4:])
     facets, widest, most = leaves.shape[1], 0, 0
     for facet in range(facets):
         widest = max(widest, table.pointer[facet + 1] - table.pointer[facet])

@@ -119,7 +119,7 @@ def token(**claims: Any) -> str:
         return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
     now = time.time()
-    return f"{part({'alg': 'none'})}.{part({'sub': 'alice', 'iat': now, 'exp': now + 600} | claims)}."
+    return f"{part({'alg': 'none'})}.{part({'sub': 'alice', 'iat': now - 60, 'exp': now + 600} | claims)}."
 
 
 def expired_token() -> str:

@@ -63,6 +63,7 @@ class Broker:
         bootstrap: ``host:port`` to connect to.
         controller_port: where it listens as a controller.
         spare_ports: free for further listeners, which ``settings`` may add.
+        frozen: from :meth:`freeze` to :meth:`thaw`.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Broker:
         self.bootstrap = ""
         self.controller_port = 0
         self.spare_ports: list[int] = []
+        self.frozen = False
 
     def __enter__(self) -> Self:
         try:
@@ -160,18 +162,20 @@ class Broker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
+            self._process, self.frozen = None, False
             (self._folder / "pid").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, until :meth:`thaw`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        self.frozen = True
 
     def thaw(self) -> None:
         """Undo :meth:`freeze`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
+        self.frozen = False
 
     def restart(self) -> None:
         """Stop and start again on the same data and port."""

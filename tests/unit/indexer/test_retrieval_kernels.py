@@ -30,7 +30,9 @@ def test_the_best_are_those_that_a_sort_puts_first(scores: np.ndarray, need: int
     at, picked = np.arange(n, dtype=np.uint32), np.empty(n + 1, np.int32)
     count, limit = best(scores, 0, n, need, ordinal, at, np.empty(n, np.uint64), picked)
     kept = [i for i in picked[:count].tolist() if ranked(scores[i], ordinal[i]) >= limit]
-    assert sorted(kept) == sorted(np.lexsort((ordinal, -scores))[:need].tolist())
+    wanted = sorted(np.lexsort((ordinal, -scores))[:need].tolist())
+    assert sorted(kept) == wanted
+    assert [i for i in range(n) if ranked(scores[i], ordinal[i]) >= limit] == wanted  # none of the others does
 
 
 @given(scores=SCORES, seed=st.integers(0, 9))
@@ -58,9 +60,9 @@ def test_a_member_is_as_similar_wherever_it_stands(dim: int, count: int) -> None
     query = rng.standard_normal(dim).astype(np.float32)
     at = rng.integers(0, 20, count).astype(np.uint32)
     out = np.full(count + 3, -np.inf, np.float32)
-    similarities(vectors.view(np.uint16), at, 0, count, query, out, 0, False)
+    similarities(vectors.view(np.uint16), at, 0, count, query, out, 0, False, (0, 20))
     np.testing.assert_allclose(out[:count], vectors[at].astype(np.float32) @ query, rtol=1e-4, atol=1e-5)
     alone = np.empty(4, np.float32)
     for i in range(count):
-        similarities(vectors.view(np.uint16), at, i, 1, query, alone, 0, True)
+        similarities(vectors.view(np.uint16), at, i, 1, query, alone, 0, True, (0, 0))
         assert alone[0] == out[i]
