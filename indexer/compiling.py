@@ -13,11 +13,14 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numba
 from numba import njit
+
+import schemas
 
 __all__ = ["njit"]
 
@@ -25,16 +28,17 @@ _KEPT_S: Final = 30 * 86_400
 """Folders of other states that nobody started with for so long are removed."""
 
 
-def folder(sources: Path, caches: Path) -> Path:
+def folder(sources: Sequence[Path], caches: Path) -> Path:
     """The folder of a state of the sources, made and marked as used; others that are old are removed.
 
     Raises:
         OSError: if it cannot be made.
     """
     digest = hashlib.sha256()
-    for path in sorted(sources.rglob("*.py")):
-        digest.update(b"%s\0%d\0" % (str(path.relative_to(sources)).encode(), path.stat().st_size))
-        digest.update(path.read_bytes())
+    for each in sources:
+        for path in sorted(each.rglob("*.py")):
+            digest.update(b"%s\0%d\0" % (str(path.relative_to(each)).encode(), path.stat().st_size))
+            digest.update(path.read_bytes())
     mine = caches / digest.hexdigest()[:16]
     mine.mkdir(parents=True, exist_ok=True)
     os.utime(mine)
@@ -48,4 +52,5 @@ def folder(sources: Path, caches: Path) -> Path:
 if not numba.config.CACHE_DIR:
     with contextlib.suppress(OSError, RuntimeError):  # nowhere to write, or no home
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "facetstream", "kernels")
-        numba.config.CACHE_DIR = str(folder(Path(__file__).parent, caches))
+        kernels_take_from = [Path(__file__).parent, Path(schemas.__file__).parent]
+        numba.config.CACHE_DIR = str(folder(kernels_take_from, caches))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from indexer.compiling import njit
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def co_engaged(
     trigger: int,
     since_ms: int,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from indexer.compiling import njit
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def union(rows: I64, similarities: F32, extra: F32, passed: I64, seen_at: I64, best: F32) -> tuple[I64, F32]:
     """Distinct rows of a union with the greatest similarity of each, plus what it is worth.
 

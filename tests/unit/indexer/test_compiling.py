@@ -15,15 +15,15 @@ def test_each_state_of_the_sources_has_its_folder_and_old_ones_go(tmp_path: Path
     sources, caches = tmp_path / "sources", tmp_path / "caches"
     sources.mkdir()
     (sources / "a.py").write_text("one")
-    first = compiling.folder(sources, caches)
-    assert compiling.folder(sources, caches) == first
+    first = compiling.folder([sources], caches)
+    assert compiling.folder([sources], caches) == first
     (sources / "a.py").write_text("two")
-    second = compiling.folder(sources, caches)
+    second = compiling.folder([sources], caches)
     assert second != first
     assert sorted(caches.iterdir()) == sorted([first, second])
     long_ago = time.time() - 40 * 86_400
     os.utime(first, (long_ago, long_ago))
-    compiling.folder(sources, caches)
+    compiling.folder([sources], caches)
     assert list(caches.iterdir()) == [second]
 
 
