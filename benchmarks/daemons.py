@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import orjson
 
 DEADLINE_S: Final = 600.0
-_ASK_EVERY_S: Final = 0.01
+_ASK_EVERY_S: Final = 0.05  # an answer takes some of the time of what is waited for
 
 
 def ask(url: str, document: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def main() -> int:
             missing.append(name)
             return found[0]
         document = orjson.loads(path.read_bytes())
-        return f"<!-- figures: {name} -->\n{figures(document)}<!-- end -->"
+        return f"<!-- figures: {name} -->\n{figures(name, document)}<!-- end -->"
 
     PAGE.write_text(_BLOCK.sub(renew, PAGE.read_text()))
     for name in missing:
@@ -47,8 +47,8 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def figures(document: dict[str, Any]) -> str:
-    """One benchmark in Markdown; its plots are drawn."""
+def figures(name: str, document: dict[str, Any]) -> str:
+    """The results kept as ``name`` in Markdown; their plots are drawn."""
     settings = ", ".join(f"{name} {value}" for name, value in document["settings"].items())
     machine = document["machine"]
     load = machine["load_average"][0]
@@ -71,7 +71,7 @@ def figures(document: dict[str, Any]) -> str:
     for skipped in document["skipped"]:
         lines += [f"Not measured: {skipped['name']} ({skipped['reason'].splitlines()[0]}).", ""]
     for plot in document.get("plots", []):
-        path = KEPT / f"{document['benchmark']}-{plot['name']}.svg"
+        path = KEPT / f"{name}-{plot['name']}.svg"
         _draw(plot, path)
         lines += [f"![{plot['title']}](benchmarks/{path.name})", ""]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Retrieval beside multi-ANN on real data: task recall and queries a second, with a trained artifact.
 
-    FACETSTREAM_GLOBO=DIR python -m benchmarks.task_ann [--requests Q] [--repeats R] [--threads N] [--json]
+    GLOBO=DIR python -m benchmarks.task_ann [--requests Q] [--repeats R] [--threads N] [--json]
 
 Needs the extra ``bench``. News: DIR holds the Globo clicks (``clicks.parquet``), which are not shipped; without them
 that part is skipped. The model learns from 1 to 9 October; at six moments of the 10th and 11th the index and the peers
@@ -56,11 +56,11 @@ def run(options: Options) -> Result:
     """Measure."""
     result = Result("task_ann", {"requests": int(options.extra["requests"]), "repeats": options.repeats})
     _films(options, result)
-    given = os.environ.get("FACETSTREAM_GLOBO")
+    given = os.environ.get("GLOBO")
     if given and Path(given).exists():
         _news(options, result, Path(given))
     else:
-        result.skip("news", "the Globo clicks are not shipped; set FACETSTREAM_GLOBO to the directory that holds them")
+        result.skip("news", "the Globo clicks are not shipped; set GLOBO to the directory that holds them")
     return result
 
 
