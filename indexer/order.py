@@ -3,7 +3,9 @@
 Where the model has a prior of its own, the impact of an item is what that says it is worth, see
 :mod:`model_runtime.prior`. That is computed at a moment, the *landmark*, in epoch milliseconds; for an item that is
 engaged later, at its last engagement. As stream time goes on, the landmark follows, and all lists are sorted anew: no
-more often than :attr:`Impact.stride_ms` says, nor than enough has changed to pay for it.
+more often than :attr:`Impact.stride_ms` says, and once enough has changed to pay for it, or a quarter of the shortest
+half-life has passed. The store remembers the landmark, so that whoever opens it finds the same order. An event dated in
+the future does not take the landmark there.
 
 Elsewhere the impact of an item is its decayed engagements of one window plus ``creation`` engagements that it got for
 being created, decayed alike: a new item stands before all that nobody engaged for a while, and items without
@@ -14,6 +16,7 @@ landmark, a whole number of half-lives, which moves in strides with stream time.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +26,7 @@ import numpy.typing as npt
 from indexer import worth_kernels
 from indexer.counters import EPOCH_HALF_LIVES, CounterRows
 from schemas.config import RetrievalConfig
-from schemas.store import StoreMeta
+from schemas.store import StoreMeta, Totals
 
 I64 = npt.NDArray[np.int64]
 
@@ -33,6 +36,8 @@ _SHARE: Final = 64
 """Of the shortest half-life that a learned prior reads: what it says does not change by more meanwhile."""
 _PAID, _FREE = 8, 1 << 14
 """Items that are computed anew for each change, and those for which that costs too little to be counted."""
+_STALE: Final = 16
+"""Strides after which all is computed anew, however little changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +109,22 @@ class Impact:
                 np.array(prior.parameters), prior.temperature,
             )  # fmt: skip
 
-    def landmark(self, stream_time_ms: int) -> int:
-        """The landmark at a stream time."""
-        if self.learned:
-            return stream_time_ms // self.stride_ms * self.stride_ms
-        return landmark_at(stream_time_ms, self.half_life_s)
+    def as_of(self, totals: Totals) -> int:
+        """The landmark of a store's lists."""
+        if self.learned and totals.landmark is not None:
+            return totals.landmark
+        return self._landmark(totals.stream_time_ms)
 
-    def is_due(self, changes: int, items: int) -> bool:
-        """Whether so many changes since the last time pay for all heats anew."""
-        return not self.learned or changes * _PAID >= items - _FREE
+    def next(self, landmark: int, stream_time_ms: int, changes: int, items: int) -> int:
+        """The landmark at a stream time, so many changes after the last one, for so many items."""
+        now = self._landmark(stream_time_ms)
+        stale = now - landmark >= _STALE * self.stride_ms
+        return now if stale or changes * _PAID >= items - _FREE else landmark
+
+    def _landmark(self, stream_time_ms: int) -> int:
+        if self.learned:
+            return min(stream_time_ms, time.time_ns() // 1_000_000) // self.stride_ms * self.stride_ms
+        return landmark_at(stream_time_ms, self.half_life_s)
 
     def heats(self, rows: CounterRows, created_at: I64, landmark: int) -> npt.NDArray[np.float32]:
         """(n,) heats of n items as of a landmark."""

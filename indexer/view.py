@@ -202,7 +202,7 @@ class LiveView:
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
         self.order = order
         self.impact = Impact(order, meta)
-        self.landmark = self.impact.landmark(totals.stream_time_ms)
+        self.landmark = self.impact.as_of(totals)
         self.changed = 0
         self.latest_engagement = 0
         self.positions: dict[str, int] = {}
@@ -246,15 +246,27 @@ class LiveView:
         live = self.items["state"][ordinals] == ItemState.LIVE
         self.members.engage(self.items["leaf"], ordinals[live], self.heats(ordinals[live]))
 
-    def settle(self, landmark: int | None = None) -> None:
-        """Sort the posting lists in which enough changed; move the landmark with stream time, or where it is told."""
-        members = self.members
-        if landmark is None and self.impact.is_due(self.changed, len(self.items)):
-            landmark = self.impact.landmark(self.totals.stream_time_ms)
-        if landmark is not None and landmark != self.landmark:
+    def next_landmark(self, stream_time_ms: int) -> int:
+        """The landmark once stream time is there, see :class:`indexer.order.Impact`."""
+        return self.impact.next(self.landmark, stream_time_ms, self.changed, len(self.items))
+
+    def aged(self, landmark: int) -> F32 | None:
+        """(items,) all heats as of a landmark, if it is another one; the thread that changes the view may ask."""
+        if landmark == self.landmark:
+            return None
+        every = np.arange(len(self.items))
+        return self.impact.heats(self.counters(every), self.items["created_at"][every], landmark)
+
+    def age(self, landmark: int, heats: F32 | None) -> None:
+        """Go on from a landmark, with what :meth:`aged` gave for it."""
+        if heats is not None:
             self.landmark, self.changed = landmark, 0
-            members.reheat(self.heats(np.arange(len(self.items))))
-            members.touched[:] = members.length + 1
+            self.members.reheat(heats)
+            self.members.touched[:] = self.members.length + 1
+
+    def settle(self) -> None:
+        """Sort the posting lists in which enough changed."""
+        members = self.members
         self.sort(np.flatnonzero(members.touched > self.order.slack * members.length))
 
     def sort(self, rows: I64, *, bare: bool = False) -> None:

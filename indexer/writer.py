@@ -110,6 +110,7 @@ class IndexWriter:
         totals.engagements_applied += applied_engagements
         totals.dead_letters += batch.dead_letters + len(settled.expired)
         totals.stream_time_ms = int(times[-1])
+        totals.landmark = view.next_landmark(totals.stream_time_ms)
         if set_aside is not None:
             totals.dead_letter_position = set_aside(settled.expired)
         write.totals(totals)
@@ -119,11 +120,12 @@ class IndexWriter:
         self.store.write(write)
         failpoint("batch.after")
 
-        ready = view.members.readied(upserts.rows(view))
+        ready, heats = view.members.readied(upserts.rows(view)), view.aged(totals.landmark)
         with view.lock:
             ready()
             for watch in view.watchers:
                 watch(change.ordinals, np.empty(0, np.int64) if counted is None else counted[0])
+            view.age(totals.landmark, heats)
             upserts.show(view)
             view.ids.add([item_id.encode() for item_id in change.new_ids])
             if counted is not None:

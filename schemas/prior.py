@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,10 +31,10 @@ class LearnedPrior(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    windows: tuple[int, ...] = Field(min_length=1)
-    widths: tuple[int, ...] = Field(min_length=2)
-    parameters: tuple[float, ...]
-    temperature: float = Field(gt=0)
+    windows: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=2)
+    parameters: tuple[Annotated[float, Field(ge=-LIMIT, le=LIMIT)], ...]
+    temperature: float = Field(gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

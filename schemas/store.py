@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from schemas.prior import LearnedPrior
 
@@ -36,6 +36,12 @@ class StoreMeta(BaseModel):
     prior: LearnedPrior | None = None
     created_at_ms: int
 
+    @model_validator(mode="after")
+    def _counts_what_the_prior_reads(self) -> Self:
+        if self.prior is not None and max(self.prior.windows) >= len(self.half_lives_s):
+            raise ValueError(f"the prior reads windows {self.prior.windows} of {len(self.half_lives_s)} half-lives")
+        return self
+
 
 class Totals(BaseModel):
     """Running totals, rewritten in every batch together with the data they count.
@@ -47,6 +53,7 @@ class Totals(BaseModel):
         next_leaf: per facet, leaf ids below it are taken; a leaf id is never used again.
         journal_seq: entries written to the journal so far.
         stream_time_ms: largest occurred_at applied; pending engagements age by it.
+        landmark: as of when the model's own prior was last computed for all items, epoch milliseconds; None: never.
         dead_letters: records set aside so far.
         dead_letter_position: where the dead-letter sink goes on: bytes of the file, or offset in the topic's partition;
             None: nothing was ever stored.
@@ -66,6 +73,7 @@ class Totals(BaseModel):
     next_leaf: list[int]
     journal_seq: int = 0
     stream_time_ms: int = 0
+    landmark: int | None = None
     items_live: int = 0
     items_deleted: int = 0
     items_stale: int = 0

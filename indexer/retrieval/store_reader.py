@@ -162,7 +162,7 @@ class StoreReader:
         )
 
     def _landmark(self) -> int:
-        return self._impact.landmark(self._store.totals().stream_time_ms)
+        return self._impact.as_of(self._store.totals())
 
     def worth(self, ordinals: I64) -> F32 | None:
         """See :class:`IndexReader`."""

@@ -83,7 +83,8 @@ class SnapshotReader(ViewReader):
                     self._show_routes(facet, segments[-1])
             view.totals = _totals(info, view)
             view.positions = dict(info.offsets)
-            view.settle(info.landmark)
+            view.age(info.landmark, view.aged(info.landmark))
+            view.settle()
             self.at = info
 
     def _file(self, segment: Segment) -> npt.NDArray[np.uint32]:

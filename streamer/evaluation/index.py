@@ -217,6 +217,8 @@ class LiveIndex:
         ordinals = view.ordinals_of([lineup.item_ids[row] for row in by_age.tolist()])
         with view.lock:
             view.engage(ordinals, counters_at(past.decayed()[by_age], past.now_ms, half_lives_s))
+            landmark = view.next_landmark(past.now_ms)
+            view.age(landmark, view.aged(landmark))
             view.settle()
         self._rebalanced_at = past.now_ms
         if lineup.rebalance_s is not None:

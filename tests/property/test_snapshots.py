@@ -74,6 +74,7 @@ class Stream:
     def batch(self, what: str, count: int, distinct: int) -> Any:
         names = [f"i{len(self.names) + row}" for row in range(count)] if what == "add" else self._some(count)
         self.names += names if what == "add" else []
+        self.now += int(self.dice.choice([0, 0, 1_000, 600_000]))  # landmarks move
         records = []
         for name in names:
             stream = "engagements-0" if what == "engage" else "items-0"

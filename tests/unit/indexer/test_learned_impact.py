@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from indexer import order
 from indexer.counters import CounterRows, add_engagements, decayed_counts
 from indexer.order import Impact, Order
 from indexer.retrieval.readers import ViewReader
@@ -13,6 +18,8 @@ from indexer.retrieval.retrieve import retrieve
 from indexer.retrieval.store_reader import StoreReader
 from model_runtime.prior import Prior, PriorShape, freeze, initial_weights
 from schemas.config import RetrievalConfig
+from schemas.prior import LearnedPrior
+from schemas.store import Totals
 from tests.builders import (
     HALF_LIVES_S,
     Record,
@@ -66,18 +73,76 @@ def test_time_alone_changes_what_items_are_worth_once_enough_changed(tmp_path) -
         worth = view.heats(np.arange(40))
         clicks = [Record("engagements-0", row, f"i{row % 3}", HOUR_MS + row, kind="click") for row in range(3)]
         index.writer.apply(batch_of(clicks))
-        assert view.landmark == view.impact.landmark(HOUR_MS + 2) > before
+        assert view.landmark > before
+        assert HOUR_MS - view.impact.stride_ms < view.landmark <= HOUR_MS + 2
         assert (view.heats(np.arange(3, 40)) != worth[3:]).any()
         assert_lists_are_sound(view)
         assert_view_is_loaded(index)
 
 
-def test_few_changes_in_a_large_index_do_not_pay_for_all_anew() -> None:
+def test_few_changes_in_a_large_index_do_not_pay_for_all_anew_until_much_time_has_passed() -> None:
     impact = Impact(Order(), store_meta(prior=learned_prior()))
-    assert impact.is_due(0, 10_000)
-    assert impact.is_due(10_000, 90_000)
-    assert not impact.is_due(10_000, 100_000)
-    assert Impact(Order(), store_meta()).is_due(0, 100_000)
+    stride = impact.stride_ms
+    later = 9 * stride
+    assert impact.next(0, later, 0, 10_000) == later
+    assert impact.next(0, later, 10_000, 90_000) == later
+    assert impact.next(0, later, 10_000, 100_000) == 0
+    assert impact.next(0, 2 * later, 10_000, 100_000) == 2 * later
+    configured = Impact(Order(), store_meta())
+    assert configured.next(0, 100 * HOUR_MS, 0, 100_000) == configured.as_of(
+        Totals(next_leaf=[], stream_time_ms=100 * HOUR_MS)
+    )
+
+
+def test_who_opens_a_large_index_finds_the_order_that_it_had(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(order, "_FREE", 0)
+    everything = RetrievalConfig(k=20, indices=1_000, probes=1_000, similarity_weight=0)
+    with open_index(tmp_path / "store", prior=learned_prior()) as index:
+        fill(index, range(200))
+        index.writer.apply(batch_of([Record("engagements-0", 0, "i9", 1_990, kind="click")]))
+        before = index.view.landmark
+        for step in range(1, 9):
+            clicks = [Record("engagements-0", step, f"i{step}", 2_000 + 1_000 * step, kind="click")]
+            index.writer.apply(batch_of(clicks))
+            assert_view_is_loaded(index)
+        assert index.view.landmark == before
+        answers = [
+            retrieve(reader, ["i5"], everything, HOUR_MS)
+            for reader in (ViewReader(index.view), StoreReader(index.store))
+        ]
+    with open_index(tmp_path / "store", prior=learned_prior()) as index:
+        answers.append(retrieve(ViewReader(index.view), ["i5"], everything, HOUR_MS))
+    for each in answers[1:]:
+        assert each.ordinals.tolist() == answers[0].ordinals.tolist()
+        assert each.scores.tolist() == answers[0].scores.tolist()
+
+
+def test_an_event_dated_in_the_future_does_not_age_everybody(tmp_path) -> None:
+    now = time.time_ns() // 1_000_000
+    with open_index(tmp_path / "store", prior=learned_prior()) as index:
+        fill(index, range(40), at=now)
+        worth = index.view.heats(np.arange(40))
+        index.writer.apply(batch_of([Record("engagements-0", 0, "i0", now + 24 * HOUR_MS, kind="click")]))
+        assert index.view.landmark <= time.time_ns() // 1_000_000
+        np.testing.assert_allclose(index.view.heats(np.arange(1, 40)), worth[1:], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"parameters": "nan"},
+        {"parameters": 1e300},
+        {"temperature": float("inf")},
+        {"windows": (-1, 0)},
+        {"windows": (7, 9)},
+    ],
+)
+def test_a_prior_that_no_index_could_evaluate_is_refused(wrong) -> None:
+    prior = learned_prior().model_dump()
+    if "parameters" in wrong:
+        wrong = {"parameters": (float(wrong["parameters"]), *prior["parameters"][1:])}
+    with pytest.raises(ValidationError):
+        store_meta(prior=LearnedPrior(**(prior | wrong)))
 
 
 def test_the_models_prior_takes_the_place_of_the_configured_one(tmp_path) -> None:

@@ -165,7 +165,7 @@ def test_the_index_ranks_by_the_models_own_prior(tmp_path, coding):
         asked = scene.asked([1, 4], [2])
         for _ in range(2):
             view = index.index.view
-            view.settle(scene.past.now_ms)
+            view.age(scene.past.now_ms, view.aged(scene.past.now_ms))
             live = np.flatnonzero(scene.past.live)
             worth = view.heats(view.ordinals_of([scene.log.item_ids[row] for row in live.tolist()]))
             np.testing.assert_allclose(worth, scene.worth.scores[live], atol=5e-3)
