@@ -65,7 +65,10 @@ class Commits:
                 return
             failpoint("commit.before")
             self._sent = dict(self._waiting)
-            self._answer = self._coordinator.commit_offsets_async(self._sent, callback=_answered)
+            # Not commit_offsets_async: where the coordinator is lost just now, that takes having found another one for
+            # the answer, and does not tell how the commit went.
+            self._coordinator._invoke_completed_offset_commit_callbacks()  # noqa: SLF001
+            self._answer = self._coordinator._do_commit_offsets_async(self._sent, _answered)  # noqa: SLF001
         except KafkaError as error:
             self._settle(error)
 

@@ -143,7 +143,7 @@ def test_a_coordinator_that_moves_keeps_every_member_and_its_shards(cluster: Clu
     config = topics(cluster, {0: [2, 3], 1: [3, 2]}).model_copy(update={"session_timeout_s": 20.0})
     one, two = Member(config, "one"), Member(config, "two")
     try:
-        until(lambda: pause() and len(one.notes.now()) == len(two.notes.now()) == 1, "a shard for each")
+        until(lambda: pause() and settled(one, two), "a shard for each")
         told = [list(member.notes.told) for member in (one, two)]
         getattr(cluster.brokers[coordinating(one)], how)()
         for number in range(5):
@@ -210,6 +210,16 @@ def produced(config: KafkaConfig, rows: list[Row]) -> bool:
     except KafkaTimeoutError:  # before anything was sent
         return False
     return True
+
+
+def settled(*members: Member) -> bool:
+    """Whether each has a shard, and none waits for others to join, which a frozen coordinator answers a minute later."""
+    groups = [member.group._coordinator for member in members]
+    return (
+        all(len(member.notes.now()) == 1 for member in members)
+        and all(group.stable() and not group.need_rejoin() for group in groups)
+        and len({group.generation_id for group in groups}) == 1
+    )
 
 
 def coordinating(member: Member) -> int:
