@@ -213,7 +213,7 @@ def produced(config: KafkaConfig, rows: list[Row]) -> bool:
 
 
 def settled(*members: Member) -> bool:
-    """Whether each has a shard, and none waits for others to join, which a frozen coordinator answers a minute later."""
+    """Whether each has a shard, and none waits for others to join, which a frozen coordinator answers late."""
     groups = [member.group._coordinator for member in members]
     return (
         all(len(member.notes.now()) == 1 for member in members)
