@@ -73,7 +73,7 @@ def refresh_artifact(
         before: the artifact's directory, or a checkpoint file, which goes on as if it had never stopped.
         out: as for :func:`train_artifact`; may be ``before``.
         given: training settings that differ from the defaults; the shape is the model's.
-        until_ms: as for :func:`train_artifact`.
+        until_ms: as for :func:`train_artifact`; the last engagement before it ends what is learned from.
         progress: as for :func:`train_artifact`.
         checkpoint: a file to write, to go on from next time.
         curves: as for :func:`train_artifact`.
@@ -87,7 +87,7 @@ def refresh_artifact(
     log = read_training_log(events, until_ms=until_ms)
     if not len(log.time):
         raise UsageError(f"{events} holds no engagements to go on with")
-    until_ms = int(log.time[-1]) + 1 if until_ms is None else until_ms
+    until_ms = int(log.time[-1]) + 1  # as for a first training; a later moment would keep the next refresh waiting
     if state.window is not None and until_ms <= state.window.to_ms:
         raise UsageError(
             f"the model has learned from events to {state.window.to_ms} already, there is nothing newer before "

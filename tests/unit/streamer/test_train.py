@@ -74,6 +74,17 @@ def test_the_next_artifact_has_learned_what_came_after(events, tmp_path):
     assert FrozenModel.load(tmp_path / "m").manifest == first
 
 
+def test_a_moment_far_ahead_is_cut_to_the_end_of_the_log(events, tmp_path):
+    """Else the window would end there, and events that come later never be learned from."""
+    first = train_artifact(events, tmp_path / "m", CONFIG, UNTIL, ignore)
+    seen: list[int] = []
+    given: dict[str, object] = {"refresh": {"steps": 3}}
+    ahead = refresh_artifact(events, tmp_path / "m", tmp_path / "n", given, 1_893_456_000_000, seen.append)
+    plain = refresh_artifact(events, tmp_path / "m", tmp_path / "o", given, None, ignore)
+    assert (ahead, sum(seen)) == (plain, 3)
+    assert first.window.to_ms < ahead.window.to_ms == 299_001
+
+
 def test_a_model_may_take_its_own_place(events, tmp_path):
     train_artifact(events, tmp_path / "m", CONFIG, UNTIL, ignore)
     refreshed = refresh_artifact(events, tmp_path / "m", tmp_path / "m", {}, None, ignore)
