@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
@@ -15,6 +14,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from schemas.config import Config
 from schemas.errors import ConfigError
+from schemas.settings_files import read_toml
 
 PREFIX: Final = "FACETSTREAM_"
 FAILPOINTS_VARIABLE: Final = f"{PREFIX}FAILPOINTS"  # arms failures; no setting, so that no file can
@@ -65,7 +65,7 @@ def load_settings(
     layers: list[tuple[str, dict[str, Any]]] = []
     path = file if file is not None else (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     if path is not None:
-        layers.append((str(path), _read_file(path)))
+        layers.append((str(path), read_toml(path, "configuration file")))
     layers.append(("environment", _read_environment(environment, known)))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     layers.append(("flag", _nest(given)))
@@ -94,15 +94,6 @@ def _wrong_value(error: ValidationError, origins: Mapping[str, str], fields: Map
     concerned = [key for key in sorted(origins) if not section or key.startswith(f"{section}.")]
     where = ", ".join(f"{key} from {origins[key]}" for key in concerned)
     return ConfigError(f"{section or 'configuration'}: {message} ({where})")
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"configuration file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
 
 
 def _read_environment(environment: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:

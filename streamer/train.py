@@ -72,8 +72,8 @@ def refresh_artifact(
         events: the event log's directory; it reaches back as far as counts and histories matter.
         before: the artifact's directory, or a checkpoint file, which goes on as if it had never stopped.
         out: as for :func:`train_artifact`; may be ``before``.
-        given: training settings that differ from the defaults; the shape is the model's.
-        until_ms: as for :func:`train_artifact`.
+        given: training settings that differ from the model's, section by section; the shape is the model's.
+        until_ms: as for :func:`train_artifact`; the last engagement before it ends what is learned from.
         progress: as for :func:`train_artifact`.
         checkpoint: a file to write, to go on from next time.
         curves: as for :func:`train_artifact`.
@@ -81,13 +81,14 @@ def refresh_artifact(
 
     Raises:
         UsageError: if there is no event log, or it ends before what the model learned from.
+        ConfigError: a section is given where there is a single setting.
         ArtifactError: if something cannot be read or written.
     """
     state = starting_state(before, given)
     log = read_training_log(events, until_ms=until_ms)
     if not len(log.time):
         raise UsageError(f"{events} holds no engagements to go on with")
-    until_ms = int(log.time[-1]) + 1 if until_ms is None else until_ms
+    until_ms = int(log.time[-1]) + 1  # as for a first training; a later moment would keep the next refresh waiting
     if state.window is not None and until_ms <= state.window.to_ms:
         raise UsageError(
             f"the model has learned from events to {state.window.to_ms} already, there is nothing newer before "
@@ -108,6 +109,7 @@ def starting_state(before: Path, given: dict[str, object]) -> TrainingState:
 
     Raises:
         ArtifactError: there is no such model, or the settings are of another shape.
+        ConfigError: a section is given where there is a single setting.
         ValidationError: the settings are none.
     """
     if before.is_file():

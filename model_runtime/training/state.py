@@ -19,6 +19,7 @@ from safetensors.numpy import save as tensors_to_bytes
 from model_runtime import encoder, prior
 from schemas.artifact import TrainingWindow
 from schemas.errors import ArtifactError
+from schemas.settings_files import laid_over
 from schemas.training import TrainingConfig
 
 if TYPE_CHECKING:
@@ -95,13 +96,14 @@ class TrainingState:
 
         Args:
             artifact: any, also one without a prior.
-            given: settings that differ from the defaults and from what the manifest says.
+            given: settings that differ from the defaults and from what the manifest says, section by section.
 
         Raises:
             ArtifactError: the settings describe a model of another shape.
+            ConfigError: a section is given where there is a single value.
         """
         manifest = artifact.manifest
-        config = TrainingConfig.model_validate(_settings_of(manifest) | given)
+        config = TrainingConfig.model_validate(laid_over(_settings_of(manifest), given))
         weights = {f"encoder.{n}": v for n, v in encoder.thaw(artifact.encoder, manifest.table_exponent).items()}
         weights["codewords"] = artifact.codewords.copy()
         weights |= {f"prior.{name}": values.copy() for name, values in artifact.prior.items()}
@@ -114,12 +116,13 @@ class TrainingState:
         return state
 
     def with_settings(self, given: dict[str, object]) -> TrainingState:
-        """The same state with some settings changed.
+        """The same state with some settings changed, section by section; the others stay.
 
         Raises:
             ArtifactError: the settings describe a model of another shape.
+            ConfigError: a section is given where there is a single value.
         """
-        config = TrainingConfig.model_validate(self.config.model_dump() | given)
+        config = TrainingConfig.model_validate(laid_over(self.config.model_dump(), given))
         _check_shapes(config, self.weights)
         return replace(self, config=config)
 
@@ -227,10 +230,10 @@ class TrainingState:
             raise ArtifactError(f"checkpoint {path} cannot be read: {error}; train anew") from error
 
 
-def _settings_of(manifest: ArtifactManifest) -> dict[str, object]:
+def _settings_of(manifest: ArtifactManifest) -> dict[str, Any]:
     """The settings that a manifest tells of; schedules it does not."""
-    same = ("name", "labels", "layers", "codewords", "dim", "token_dim", "hidden", "features")
-    settings: dict[str, object] = {name: getattr(manifest, name) for name in same}
+    same = {"name", "labels", "layers", "codewords", "dim", "token_dim", "hidden", "features"}
+    settings = manifest.model_dump(include=same)
     if manifest.prior is None:
         return settings | {"prior": {"export": False}}
     of_prior = {"half_lives_s": manifest.prior.half_lives_s, "hidden": manifest.prior.hidden}

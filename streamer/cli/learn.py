@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Group
 from rich.progress import Progress
 
 from schemas.errors import ConfigError, UsageError
+from schemas.settings_files import laid_over, read_toml
 from schemas.training import TrainingConfig
 from streamer.cli._context import AsJson, Verbose, config, err, grid, moment_ms, progress_bar, show
 from streamer.importers.globo import import_globo
@@ -169,7 +169,7 @@ def train(
 
     config(None, None, verbose)
     until_ms = moment_ms("--until", until)
-    given = _training_settings(settings_file)
+    given = {} if settings_file is None else read_toml(settings_file, "training settings")
     flags = {"codewords": codewords, "seed": seed}
     given |= {name: value for name, value in flags.items() if value is not None}
     files: dict[str, Any] = {"checkpoint": checkpoint, "curves": curves, "device": device}
@@ -181,7 +181,7 @@ def train(
                 manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
             else:
                 if steps is not None:
-                    given["refresh"] = {**given.get("refresh", {}), "steps": steps}
+                    given = laid_over(given, {"refresh": {"steps": steps}})
                 task = bar.add_task("steps", total=None)
                 manifest = refresh_artifact(
                     events, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
@@ -198,12 +198,3 @@ def train(
         return Group(rows, "next: facetstream run --model " + str(out_dir))
 
     show(manifest, as_json, table)
-
-
-def _training_settings(path: Path | None) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text()) if path is not None else {}
-    except OSError as error:
-        raise ConfigError(f"training settings {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"training settings {path}: {error}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluationSettings
+from schemas.settings_files import laid_over, read_toml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,21 +24,12 @@ def load_settings(path: Path | None, training: Path | None = None) -> Evaluation
     Raises:
         ConfigError: naming the key that is wrong.
     """
-    given = _toml(path)
+    given = {} if path is None else read_toml(path, "evaluation settings")
     if training is not None:
-        given["training"] = _toml(training) | given.get("training", {})
+        given = laid_over({"training": read_toml(training, "training settings")}, given)
     try:
         return EvaluationSettings.model_validate(given)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise ConfigError(f"evaluation settings: {where}: {problem['msg']} (given: {problem['input']!r})") from None
-
-
-def _toml(path: Path | None) -> dict[str, Any]:
-    try:
-        return {} if path is None else tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"settings {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"settings {path}: {error}") from error

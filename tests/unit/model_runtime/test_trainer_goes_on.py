@@ -13,7 +13,7 @@ from model_runtime.runtime import FrozenModel
 from model_runtime.training.data import TrainingLog
 from model_runtime.training.state import TrainingState
 from model_runtime.training.trainer import Trainer
-from schemas.errors import ArtifactError, UsageError
+from schemas.errors import ArtifactError, ConfigError, UsageError
 from schemas.events import ItemContent
 from schemas.training import OverUseConfig, PriorConfig, RefreshConfig
 from tests.unit.model_runtime.test_trainer import CONFIG, ITEMS, made_up_log
@@ -158,6 +158,20 @@ def test_settings_of_another_shape_are_refused_by_name(fitted):
     with pytest.raises(ArtifactError, match=r"encoder\.layer0\.weight"):
         fitted.state.with_settings({"hidden": [32]})
     assert fitted.state.with_settings({"temperature": 0.5}).config.temperature == 0.5
+
+
+def test_settings_that_are_not_given_stay_section_by_section(fitted):
+    given = {"refresh": {"steps": 2}, "prior": {"learning_rate": 0.02}, "features": {"max_text_chars": 99}}
+    goes_on = fitted.state.with_settings(given).config
+    assert (goes_on.refresh.steps, goes_on.refresh.span_s) == (2, SMALL.refresh.span_s)
+    assert goes_on.prior == SMALL.prior.model_copy(update={"learning_rate": 0.02})
+    narrow = SMALL.model_copy(update={"prior": PriorConfig(hidden=(4,), half_lives_s=(60, 600))})
+    artifact = Trainer(narrow).fit(made_up_log(), until_ms=HALF).artifact
+    found = TrainingState.of_artifact(artifact, given).config
+    assert found.prior == narrow.prior.model_copy(update={"learning_rate": 0.02})
+    assert found.features == narrow.features.model_copy(update={"max_text_chars": 99})
+    with pytest.raises(ConfigError, match=r"^steps .*20.* section"):
+        fitted.state.with_settings({"steps": {"refresh": 3}})
 
 
 def test_there_is_nothing_to_refresh_or_export_before_a_fit():

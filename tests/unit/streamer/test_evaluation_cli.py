@@ -70,13 +70,19 @@ def test_wrong_settings_are_named(tmp_path):
     (tmp_path / "training.toml").write_text("steps = 0")
     with pytest.raises(ConfigError, match=r"training\.steps"):
         load_settings(None, tmp_path / "training.toml")
+    (tmp_path / "training.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(ConfigError, match=r"training settings .*training\.toml cannot be read"):
+        load_settings(None, tmp_path / "training.toml")
 
 
 def test_a_section_of_the_evaluation_overrides_the_settings_of_training(tmp_path):
     (tmp_path / "evaluation.toml").write_text("[training.refresh]\nsteps = 7")
-    (tmp_path / "training.toml").write_text("steps = 9\n[refresh]\nsteps = 8")
+    (tmp_path / "training.toml").write_text("steps = 9\n[refresh]\nsteps = 8\nspan_s = 60")
     found = load_settings(tmp_path / "evaluation.toml", tmp_path / "training.toml").training
-    assert (found.steps, found.refresh.steps) == (9, 7)
+    assert (found.steps, found.refresh.steps, found.refresh.span_s) == (9, 7, 60)
+    (tmp_path / "evaluation.toml").write_text("training = 7")
+    with pytest.raises(ConfigError, match=r"training: .*7"):
+        load_settings(tmp_path / "evaluation.toml", tmp_path / "training.toml")
 
 
 def test_the_shipped_settings_are_read():

@@ -10,8 +10,8 @@ import pytest
 
 from model_runtime.runtime import FrozenModel
 from model_runtime.training.state import TrainingState
-from schemas.errors import ArtifactError, UsageError
-from schemas.training import TrainingConfig
+from schemas.errors import ArtifactError, ConfigError, UsageError
+from schemas.training import RefreshConfig, TrainingConfig
 from streamer.cli import app
 from streamer.train import refresh_artifact, starting_state, train_artifact
 
@@ -72,6 +72,17 @@ def test_the_next_artifact_has_learned_what_came_after(events, tmp_path):
     assert (second.window.engagements, second.labels) == (299, first.labels)
     assert FrozenModel.load(tmp_path / "n").prior is not None
     assert FrozenModel.load(tmp_path / "m").manifest == first
+
+
+def test_a_moment_far_ahead_is_cut_to_the_end_of_the_log(events, tmp_path):
+    """Else the window would end there, and events that come later never be learned from."""
+    first = train_artifact(events, tmp_path / "m", CONFIG, UNTIL, ignore)
+    seen: list[int] = []
+    given: dict[str, object] = {"refresh": {"steps": 3}}
+    ahead = refresh_artifact(events, tmp_path / "m", tmp_path / "n", given, 1_893_456_000_000, seen.append)
+    plain = refresh_artifact(events, tmp_path / "m", tmp_path / "o", given, None, ignore)
+    assert (ahead, sum(seen)) == (plain, 3)
+    assert first.window.to_ms < ahead.window.to_ms == 299_001
 
 
 def test_a_model_may_take_its_own_place(events, tmp_path):
@@ -153,3 +164,31 @@ def test_the_command_trains_and_goes_on(events, tmp_path, command_line):
     other_shape = ["--codewords", "8", "--continue", str(tmp_path / "m")]
     wrong = command_line.invoke(app, [*common, "--out", str(tmp_path / "n"), *other_shape])
     assert isinstance(wrong.exception, ArtifactError)
+
+
+def test_going_on_keeps_the_settings_that_are_not_given(events, tmp_path, command_line):
+    config = CONFIG.model_copy(update={"refresh": RefreshConfig(steps=3, span_s=1_234)})
+    train_artifact(events, tmp_path / "m", config, UNTIL, ignore, checkpoint=tmp_path / "c")
+    goes_on = ["train", "--events", str(events), "--continue", str(tmp_path / "c"), "--out", str(tmp_path / "n")]
+    told = command_line.invoke(app, [*goes_on, "--steps", "2", "--checkpoint", str(tmp_path / "d")])
+    assert told.exit_code == 0, told.output
+    assert TrainingState.load(tmp_path / "d").config.refresh == RefreshConfig(steps=2, span_s=1_234)
+
+
+def test_settings_that_make_no_sense_are_refused_by_name(events, tmp_path, command_line):
+    train_artifact(events, tmp_path / "m", CONFIG, UNTIL, ignore)
+    settings = tmp_path / "settings.toml"
+    command = ["train", "--events", str(events), "--out", str(tmp_path / "n"), "--settings", str(settings)]
+    goes_on = [*command, "--continue", str(tmp_path / "m")]
+    for content, arguments, named in (
+        (b"refresh = 3", [*goes_on, "--steps", "2"], r"refresh .*3.*section"),
+        (b"refresh = 3", goes_on, r"refresh: .*3"),
+        (b"name = '\xff'", command, r"training settings .*settings\.toml cannot be read"),
+        (b"name =", command, r"training settings .*settings\.toml cannot be read"),
+    ):
+        settings.write_bytes(content)
+        with pytest.raises(ConfigError, match=named):
+            command_line.invoke(app, arguments, catch_exceptions=False)
+    settings.unlink()
+    with pytest.raises(ConfigError, match="does not exist"):
+        command_line.invoke(app, command, catch_exceptions=False)
