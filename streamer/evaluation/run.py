@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from schemas.errors import UsageError
 from streamer.evaluation.lineup import Stage, lines
 from streamer.evaluation.metrics import Answers, Slices, Users
 from streamer.evaluation.past import Past
@@ -81,8 +82,17 @@ def evaluate(
 
     Returns:
         the document that ``facetstream evaluate --json`` prints.
+
+    Raises:
+        UsageError: the span holds no request.
     """
     requests = build_requests(timeline.log, from_ms, to_ms, settings.requests)
+    if not len(requests):
+        end = "the end of the log" if to_ms is None else f"{to_ms}"
+        raise UsageError(
+            f"no user with a history meets a new item from {from_ms} to {end} (epoch milliseconds): there is nothing to "
+            "ask; give an earlier --from or a later --to"
+        )
     run = _Run(timeline, requests, settings, from_ms, model, full)
     seeds = range(1 if model is not None else settings.seeds)
     if jobs > 1 and len(seeds) > 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from pydantic import ValidationError
 
+from schemas.errors import UsageError
 from schemas.events import ITEM_EVENT, ItemContent, ItemDeleted
 from streamer.evaluation.system import I32, I64
 from streamer.sources.base import Stream
@@ -89,5 +90,11 @@ def timeline_of(log: TrainingLog) -> Timeline:
 
 
 def split_time(log: TrainingLog, share: float) -> int:
-    """The moment by which ``share`` of the engagements have happened, epoch milliseconds."""
+    """The moment by which ``share`` of the engagements have happened, epoch milliseconds.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not len(log.time):
+        raise UsageError("the log holds no engagements to split by; give another event log, or a later end (--to)")
     return int(np.quantile(log.time, share, method="higher"))

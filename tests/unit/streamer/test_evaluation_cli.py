@@ -63,6 +63,14 @@ def test_a_span_that_ends_before_it_begins_is_refused(events, command_line):
         command_line.invoke(app, arguments, catch_exceptions=False)
 
 
+def test_a_span_without_requests_is_refused_before_anything_is_trained(events, command_line):
+    for arguments, named in ((["--to", "5"], "no engagements to split by"), (["--from", "9000000"], "earlier --from")):
+        told = command_line.invoke(app, ["evaluate", "--events", str(events), "--only-index", *arguments])
+        assert isinstance(told.exception, UsageError)
+        assert named in str(told.exception)
+        assert "train" not in told.stderr
+
+
 def test_wrong_settings_are_named(tmp_path):
     (tmp_path / "wrong.toml").write_text("pool = 3")
     with pytest.raises(ConfigError, match="pool"):
