@@ -90,8 +90,8 @@ def evaluate(
     if not len(requests):
         end = "the end of the log" if to_ms is None else f"{to_ms}"
         raise UsageError(
-            f"no user with a history meets a new item from {from_ms} to {end} (epoch milliseconds): there is nothing to "
-            "ask; give an earlier --from or a later --to"
+            f"no user with a history meets a new item from {from_ms} to {end} (epoch milliseconds): "
+            "there is nothing to ask; give an earlier --from or a later --to"
         )
     run = _Run(timeline, requests, settings, from_ms, model, full)
     seeds = range(1 if model is not None else settings.seeds)
