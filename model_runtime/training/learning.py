@@ -117,15 +117,15 @@ class Learning:
                 whole[name][self._rows.get(name, slice(None))] = part.cpu().numpy()
         state.usage = self._usage.cpu().numpy().copy()
 
-    def snapshot(self) -> list[torch.Tensor]:
-        """Copies of all parameters."""
-        return [parameter.detach().clone() for parameter in self._parameters.values()]
+    def snapshot(self) -> dict[str, Float32Array]:
+        """Copies of all parameters, by name."""
+        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()
-    def restore(self, snapshot: list[torch.Tensor]) -> None:
+    def restore(self, snapshot: dict[str, Float32Array]) -> None:
         """Back to a :meth:`snapshot`."""
-        for parameter, kept in zip(self._parameters.values(), snapshot, strict=True):
-            parameter.copy_(kept)
+        for name, parameter in self._parameters.items():
+            parameter.copy_(torch.from_numpy(snapshot[name]))
 
     def start_layers(self, active: int) -> None:
         """Layers up to ``active`` that have no codewords yet get some from the items as they are now."""

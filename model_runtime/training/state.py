@@ -6,6 +6,7 @@ A checkpoint is one safetensors file, written aside and renamed: arrays, and eve
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as tensors_to_bytes
 
 from model_runtime import encoder, prior
+from model_runtime.training import checkpoint_arrays
+from model_runtime.training.checkpoint_arrays import BEST, FIRST, SECOND, WEIGHT
+from model_runtime.training.span import LearnedSpan
+from model_runtime.training.stopping import Stopping
 from schemas.artifact import TrainingWindow
 from schemas.errors import ArtifactError
 from schemas.settings_files import laid_over
@@ -31,7 +36,6 @@ Int64Array = npt.NDArray[np.int64]
 U64Array = npt.NDArray[np.uint64]
 
 FORMAT: Final = "facetstream-checkpoint-1"
-_WEIGHT, _FIRST, _SECOND = "weight/", "first/", "second/"
 
 
 def encoder_shape(config: TrainingConfig, ids: int = 0) -> encoder.EncoderShape:
@@ -62,6 +66,9 @@ class TrainingState:
         rng: of everything random.
         window: what was learned from so far.
         metrics: figures for the manifest.
+        span: the events that the fit under way learns from; None where no fit is, or none that can be taken up.
+        losses: of its last steps.
+        stopping: what its early stopping has seen.
     """
 
     config: TrainingConfig
@@ -78,6 +85,9 @@ class TrainingState:
     started: int = 0
     window: TrainingWindow | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    span: LearnedSpan | None = None
+    losses: list[float] = field(default_factory=list)
+    stopping: Stopping = field(default_factory=Stopping)
 
     @classmethod
     def fresh(cls, config: TrainingConfig) -> TrainingState:
@@ -163,6 +173,10 @@ class TrainingState:
         self.id_keys, self.id_seen = merged, when
         return encoder.find_ids(merged, keys)
 
+    def finish(self) -> None:
+        """The first fit is done; what only going on with it would need is forgotten."""
+        self.fitted, self.span, self.losses, self.stopping = True, None, [], Stopping()
+
     def save(self, path: Path) -> None:
         """Write a checkpoint; whole or not at all.
 
@@ -170,7 +184,8 @@ class TrainingState:
             ArtifactError: it cannot be written.
         """
         arrays: dict[str, npt.NDArray[Any]] = {"usage": self.usage, "id_keys": self.id_keys, "id_seen": self.id_seen}
-        for prefix, named in ((_WEIGHT, self.weights), (_FIRST, self.first), (_SECOND, self.second)):
+        parts = ((WEIGHT, self.weights), (FIRST, self.first), (SECOND, self.second), (BEST, self.stopping.parameters))
+        for prefix, named in parts:
             arrays |= {prefix + name: values for name, values in named.items()}
         told = {
             "config": self.config.model_dump(mode="json"),
@@ -181,6 +196,9 @@ class TrainingState:
             "started": self.started,
             "window": None if self.window is None else self.window.model_dump(),
             "metrics": self.metrics,
+            "span": None if self.span is None else self.span.model_dump(),
+            "losses": self.losses,
+            "stopping": {"best": self.stopping.best, "worse": self.stopping.worse},
         }
         aside = path.with_name(f".{path.name}-writing")  # one left by a crash is written over
         try:
@@ -198,7 +216,7 @@ class TrainingState:
         """Read a checkpoint.
 
         Raises:
-            ArtifactError: it is missing, damaged or of another format.
+            ArtifactError: it is missing, damaged or of another format, or an array does not fit its settings.
         """
         try:
             with safe_open(path, "numpy") as file:
@@ -207,14 +225,18 @@ class TrainingState:
                     raise ArtifactError(f"{path} is no {FORMAT} file; train anew")
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             told = json.loads(metadata["state"])
+            config = TrainingConfig.model_validate(told["config"])
+            looked = told.get("stopping", {"best": math.inf, "worse": 0})  # an earlier program's
+            shapes = _weight_shapes(config) | {"encoder.ids": (len(arrays["id_keys"]), config.token_dim)}
+            checkpoint_arrays.check(path, arrays, config, shapes, watched=math.isfinite(looked["best"]))
             rng = np.random.default_rng()
             rng.bit_generator.state = told["rng"]
-            window = told["window"]
+            window, span = told["window"], told.get("span")
             return cls(
-                config=TrainingConfig.model_validate(told["config"]),
-                weights=below(_WEIGHT, arrays),
-                first=below(_FIRST, arrays),
-                second=below(_SECOND, arrays),
+                config=config,
+                weights=below(WEIGHT, arrays),
+                first=below(FIRST, arrays),
+                second=below(SECOND, arrays),
                 rng=rng,
                 usage=arrays["usage"],
                 id_keys=arrays["id_keys"],
@@ -225,6 +247,9 @@ class TrainingState:
                 started=told["started"],
                 window=None if window is None else TrainingWindow.model_validate(window),
                 metrics=told["metrics"],
+                span=None if span is None else LearnedSpan.model_validate(span),
+                losses=told.get("losses", []),
+                stopping=Stopping(looked["best"], looked["worse"], below(BEST, arrays)),
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"checkpoint {path} cannot be read: {error}; train anew") from error
@@ -240,11 +265,15 @@ def _settings_of(manifest: ArtifactManifest) -> dict[str, Any]:
     return settings | {"prior": of_prior, "temperature": manifest.prior.temperature}
 
 
-def _check_shapes(config: TrainingConfig, weights: dict[str, Float32Array]) -> None:
-    books = (len(config.labels), config.layers, config.codewords, config.dim)
+def _weight_shapes(config: TrainingConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each weight that a configuration implies, but for the id rows."""
     shapes: dict[str, tuple[int, ...]] = {f"encoder.{n}": shape for n, shape in encoder_shape(config).weights().items()}
-    shapes |= {f"prior.{name}": shape for name, shape in prior_shape(config).weights().items()} | {"codewords": books}
-    for name, shape in shapes.items():
+    shapes |= {f"prior.{name}": shape for name, shape in prior_shape(config).weights().items()}
+    return shapes | {"codewords": (len(config.labels), config.layers, config.codewords, config.dim)}
+
+
+def _check_shapes(config: TrainingConfig, weights: dict[str, Float32Array]) -> None:
+    for name, shape in _weight_shapes(config).items():
         found = weights[name].shape if name in weights else None
         if found != shape:
             raise ArtifactError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -10,13 +11,27 @@ import numpy as np
 from model_runtime.training.batches import BatchSource
 
 if TYPE_CHECKING:
-    import torch
-
+    from model_runtime.training.batches import Float32Array
     from model_runtime.training.data import TrainingLog
     from model_runtime.training.learning import Learning
     from schemas.training import TrainingConfig
 
 _BATCHES: Final = 8
+
+
+@dataclass(slots=True)
+class Stopping:
+    """What early stopping has seen so far; a checkpoint keeps it.
+
+    Attributes:
+        best: the lowest loss of a look.
+        worse: looks since.
+        parameters: as they were at the best look, by name, of the tables the rows in use; empty before it.
+    """
+
+    best: float = math.inf
+    worse: int = 0
+    parameters: dict[str, Float32Array] = field(default_factory=dict)
 
 
 class Watch:
@@ -27,15 +42,14 @@ class Watch:
         config: how often, and how long without a better look.
         from_ms: the slice begins
         to_ms: and ends here.
+        seen: what was seen before an interruption; changed by each look.
     """
 
-    def __init__(self, log: TrainingLog, config: TrainingConfig, from_ms: int, to_ms: int) -> None:
+    def __init__(self, log: TrainingLog, config: TrainingConfig, from_ms: int, to_ms: int, seen: Stopping) -> None:
         self._config = config
         source, rng = BatchSource(log, config, from_ms, to_ms), np.random.default_rng(config.seed)
         self._batches = [source.draw(rng) for _ in range(_BATCHES)]
-        self._best = math.inf
-        self._best_parameters: list[torch.Tensor] = []
-        self._worse = 0
+        self._seen = seen
 
     def stop(self, learning: Learning, step: int, layers: int) -> bool:
         """Whether enough looks in a row were no better; if so the best parameters are back.
@@ -48,12 +62,12 @@ class Watch:
         """
         if layers < self._config.layers or step % self._config.validate_every:
             return False
-        loss = learning.validate(self._batches, layers)
-        if loss < self._best:
-            self._best, self._worse, self._best_parameters = loss, 0, learning.snapshot()
+        seen, loss = self._seen, learning.validate(self._batches, layers)
+        if loss < seen.best:
+            seen.best, seen.worse, seen.parameters = loss, 0, learning.snapshot()
             return False
-        self._worse += 1
-        if self._worse < self._config.patience:
+        seen.worse += 1
+        if seen.worse < self._config.patience:
             return False
-        learning.restore(self._best_parameters)
+        learning.restore(seen.parameters)
         return True

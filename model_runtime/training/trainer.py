@@ -30,6 +30,7 @@ from model_runtime.runtime import FrozenModel, torch_device
 from model_runtime.training.balance import active_layers
 from model_runtime.training.learning import Learning, Rates
 from model_runtime.training.report import CodeReport, code_report
+from model_runtime.training.span import LearnedSpan, goes_on_with
 from model_runtime.training.state import TrainingState, encoder_shape
 from model_runtime.training.stopping import Watch
 from schemas.artifact import PriorSpec, TrainingWindow
@@ -111,7 +112,8 @@ class Trainer:
             checkpoint: written every ``checkpoint_every`` steps.
 
         Raises:
-            UsageError: nothing to learn from, or the configuration makes the loss diverge.
+            UsageError: nothing to learn from, or the configuration makes the loss diverge, or the state is of a fit on
+                other events.
         """
         if until_ms is not None:
             log = log.before(until_ms)
@@ -119,6 +121,11 @@ class Trainer:
             raise UsageError("the span holds no items with engagements to learn from; train on a longer span")
         begin, end = int(log.time[0]), int(log.time[-1]) + 1
         held = int(log.time[int(len(log.time) * (1 - self.config.validation_share))]) if self._validates else end
+        if checkpoint is not None or self.state.step:
+            span = LearnedSpan.of(log, until_ms)
+            if self.state.step:
+                goes_on_with(span, self.state.span, checkpoint)
+            self.state.span = span
         with _threads(self.config.threads):
             began = time.monotonic()
             learning = Learning(self.state, log, begin, held, self._device)
@@ -128,13 +135,13 @@ class Trainer:
                     f"facet {label.name!r} ({label.kind}) finds no pair of items in {len(log.user)} engagements; "
                     "change its label, or train on a longer span"
                 )
-            watch = Watch(log, self.config, held, end) if self._validates else None
+            watch = Watch(log, self.config, held, end, self.state.stopping) if self._validates else None
             self._fit(learning, watch, on_step, checkpoint, began)
             learning.put_back()
             if self._validates:
                 steps = max(self.config.refresh.steps, round(self.state.step * self.config.validation_share))
                 self._go_on(log, held, end, steps, on_step)
-            self.state.fitted = True
+            self.state.finish()
             self.state.window = TrainingWindow(
                 from_ms=begin, to_ms=end, items=len(log.item_ids), engagements=len(log.user)
             )
@@ -216,7 +223,6 @@ class Trainer:
         self, learning: Learning, watch: Watch | None, on_step: OnStep | None, checkpoint: Path | None, began: float
     ) -> None:
         config, state = self.config, self.state
-        last: list[float] = []
         first_step = state.step
         while state.step < config.steps and time.monotonic() - began < config.max_seconds:
             if checkpoint is not None and state.step > first_step and state.step % config.checkpoint_every == 0:
@@ -228,14 +234,14 @@ class Trainer:
             factor = min((state.step + 1) / _WARM_UP, _cosine(state.step / config.steps))
             parts = learning.step(layers, self._rates(factor, factor))
             state.step += 1
-            last = [*last[1 - _KEPT_LOSSES :], parts["loss"]]
+            state.losses = [*state.losses[1 - _KEPT_LOSSES :], parts["loss"]]
             _tell(on_step, state.step, parts, layers)
             if watch is not None and watch.stop(learning, state.step, layers):
                 break
         learning.start_layers(config.layers)  # those that a spent time budget left out
         learning.revive()
         state.metrics |= {
-            "final_loss": float(np.mean(last or [math.nan])),
+            "final_loss": float(np.mean(state.losses or [math.nan])),
             "steps": float(state.step),
             "stopped_early": float(state.step < config.steps),
         }

@@ -7,6 +7,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save as tensors_to_bytes
 
 from model_runtime import artifact as artifacts
 from model_runtime.runtime import FrozenModel
@@ -28,6 +30,17 @@ SMALL = CONFIG.model_copy(
     }
 )
 HALF = 1_800_000
+STOPS = SMALL.model_copy(
+    update={
+        "steps": 400,
+        "validation_share": 0.2,
+        "validate_every": 10,
+        "patience": 2,
+        "start_share": 0.05,
+        "layer_share": 0.0,
+        "learning_rate": 0.05,
+    }
+)
 
 
 class Interrupted(Exception):  # noqa: N818  # it is no error of the code under test
@@ -61,9 +74,101 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(fitted, tmp_path):
     assert (state.step, state.fitted) == (16, False)
     again = Trainer(state)
     again.fit(made_up_log(), until_ms=HALF)
-    assert again.artifact().manifest == fitted.artifact().manifest.model_copy(
-        update={"metrics": again.artifact().manifest.metrics}
-    )
+    assert again.artifact().manifest == fitted.artifact().manifest
+
+
+def save(trainer, path):
+    artifacts.save(trainer.artifact(), path)
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("interrupted_at", [33, 38, 47])
+def test_early_stopping_goes_on_as_if_it_had_not_been_interrupted(tmp_path, interrupted_at):
+    """The looks before the interruption count: the best one may be among them, and patience half used up."""
+    config = STOPS.model_copy(update={"checkpoint_every": 5})
+    whole = Trainer(config)
+    whole.fit(made_up_log())
+    assert whole.state.metrics["stopped_early"] == 1
+    assert whole.state.step > interrupted_at
+    with pytest.raises(Interrupted):
+        Trainer(config).fit(made_up_log(), checkpoint=tmp_path / "c", on_step=interrupt_at(interrupted_at))
+    state = TrainingState.load(tmp_path / "c")
+    assert state.stopping.parameters
+    again = Trainer(state)
+    again.fit(made_up_log())
+    assert save(again, tmp_path / "again") == save(whole, tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    path = tmp_path_factory.mktemp("halfway") / "c"
+    with pytest.raises(Interrupted):
+        Trainer(SMALL).fit(made_up_log(), until_ms=HALF, checkpoint=path, on_step=interrupt_at(19))
+    return path
+
+
+def changed(log: TrainingLog, **columns) -> TrainingLog:
+    return TrainingLog(**{name: getattr(log, name) for name in log.__slots__} | columns)
+
+
+def test_a_training_is_taken_up_only_on_the_events_that_it_began_with(halfway):
+    log = made_up_log()
+    title = ItemContent(title="renamed")
+    others = {
+        "until_ms 1800000, now 1500000.* engagements": (log, 1_500_000),
+        "until_ms 1800000, now None.* to_ms": (log, None),
+        "engagements_hash": (changed(log, item=log.item[::-1].copy()), HALF),
+        r"\(items_hash [0-9a-f]{12}, now [0-9a-f]{12}\)": (changed(log, contents=(title, *log.contents[1:])), HALF),
+    }
+    for differs, (other, until) in others.items():
+        with pytest.raises(UsageError, match=f"checkpoint .*c is of a training on other events .*{differs}"):
+            Trainer(TrainingState.load(halfway)).fit(other, until_ms=until, checkpoint=halfway)
+
+
+def test_a_log_that_grew_after_the_end_of_the_span_is_the_same(fitted, halfway):
+    log = made_up_log()
+    for grown in (log, changed(log, item=np.where(log.time < HALF, log.item, 0).astype(np.int32)), log.before(HALF)):
+        again = Trainer(TrainingState.load(halfway))
+        again.fit(grown, until_ms=HALF)
+        assert again.artifact().manifest == fitted.artifact().manifest
+
+
+def test_a_checkpoint_that_does_not_tell_its_events_is_refused(halfway):
+    state = TrainingState.load(halfway)
+    state.span = None
+    with pytest.raises(UsageError, match="does not tell which events"):
+        Trainer(state).fit(made_up_log(), until_ms=HALF)
+
+
+def without(arrays, name):
+    return {other: values for other, values in arrays.items() if other != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda a: a | {"usage": a["usage"][:, :, :-1].copy()}, r"usage is float32 \(2, 2, 3\).* \(2, 2, 4\)"),
+        (lambda a: a | {"weight/encoder.table": a["weight/encoder.table"][:-1].copy()}, "weight/encoder.table"),
+        (lambda a: a | {"first/codewords": a["first/codewords"].astype(np.float64)}, "first/codewords is float64"),
+        (lambda a: a | {"second/encoder.ids": a["second/encoder.ids"][:3].copy()}, "second/encoder.ids"),
+        (lambda a: a | {"id_keys": a["id_keys"].astype(np.int64)}, "id_keys is int64"),
+        (lambda a: a | {"id_keys": a["id_keys"][::-1].copy()}, "id_keys does not ascend"),
+        (lambda a: a | {"id_seen": a["id_seen"][:-1].copy()}, "id_seen"),
+        (lambda a: without(a, "weight/prior.layer0.bias"), "weight/prior.layer0.bias is missing"),
+        (lambda a: a | {"weight/other": a["usage"]}, "weight/other belongs to no state"),
+        (lambda a: a | {"best/codewords": a["weight/codewords"]}, "best/codewords belongs to no state"),
+        (
+            lambda a: a | {"weight/codewords": a["weight/codewords"] + np.float32(np.nan)},
+            "weight/codewords holds values that are no finite",
+        ),
+    ],
+)
+def test_arrays_of_a_foreign_or_damaged_checkpoint_are_refused_by_name(halfway, tmp_path, change, named):
+    with safe_open(halfway, "numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    (tmp_path / "damaged").write_bytes(tensors_to_bytes(change(arrays), metadata))
+    with pytest.raises(ArtifactError, match=f"damaged: array {named}"):
+        TrainingState.load(tmp_path / "damaged")
 
 
 def test_a_state_survives_saving_whole(fitted, tmp_path):
@@ -201,18 +306,7 @@ def test_cold_items_work_as_ids_are_dropped_in_training():
 
 def test_early_stopping_keeps_the_best_and_then_learns_what_was_held_back():
     steps: list[float] = []
-    config = SMALL.model_copy(
-        update={
-            "steps": 400,
-            "validation_share": 0.2,
-            "validate_every": 10,
-            "patience": 2,
-            "start_share": 0.05,
-            "layer_share": 0.0,
-            "learning_rate": 0.05,
-        }
-    )
-    trainer = Trainer(config)
+    trainer = Trainer(STOPS)
     result = trainer.fit(made_up_log(), on_step=lambda parts: steps.append(parts["step"]))
     assert result.steps < 400
     assert result.artifact.manifest.metrics["stopped_early"] == 1
