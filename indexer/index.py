@@ -63,7 +63,7 @@ class Index:
         try:
             check_meta(store.meta(), meta, path)
             view = load_view(store, codewords, Order.of(config.retrieval))
-            check_adds_up(view, path)
+            check_adds_up(view, store)
             pending = load_pending(store.scan("pending"))
             seen = Seen(config.dedupe, store.scan("seen")) if config.dedupe.enabled else None
         except BaseException as error:

@@ -276,6 +276,13 @@ def leaf_record(value: bytes) -> LeafRecord:
     return LeafRecord(state, version, marked_size, np.frombuffer(value, "<f4", offset=LEAF_FIXED.size))
 
 
+def leaf_dtype(dim: int) -> np.dtype[np.void]:
+    """One leaf record; its centroid is (d,)."""
+    return np.dtype(
+        [("state", "u1"), ("_", "V3"), ("version", "<u4"), ("marked_size", "<u4"), ("centroid", "<f4", (dim,))]
+    )
+
+
 def pending_key(item_id: str, source: str, offset: int) -> bytes:
     """Key of one engagement that waits for its item: unique by source coordinates, ordered by them within an item."""
     return b"%b\0%b\0%b" % (item_id.encode(), source.encode(), U64.pack(offset))

@@ -1,20 +1,27 @@
 """The live view rebuilt from a store.
 
 Some seven records an item, a million items: what each record needs is done by loops in C (``join``, ``map``, numpy) and
-by compiled kernels, never by a loop in Python.
+by compiled kernels, never by a loop in Python. RocksDB's iterator keeps the interpreter's lock, the kernels do without
+it, so they work on a thread of their own beside it. Postings are not read: they say what the items say, and
+:mod:`indexer.adds_up` compares what can be compared without reading them.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from functools import partial
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from indexer import keys
+from indexer import loading_kernels as kernels
 from indexer.counters import CounterRows
+from indexer.keys import ItemState
 from indexer.order import Order
 from indexer.ragged import RaggedPool
 from indexer.store import Store
@@ -45,12 +52,41 @@ def load_view(store: Store, codewords: F32, order: Order = _ORDERED) -> LiveView
     members = view.members
     members.ensure_rows(max(view.totals.next_leaf, default=0) * members.facets)
     members.ensure_items(view.totals.next_ordinal)
-    members.build(*_postings(store, view), _heats(view))
+    live = view.items["state"] == ItemState.LIVE
+    _check_leaves(view, live)
+    members.build(live, view.items["leaf"], _heats(view))
     view.sort(np.flatnonzero(members.length), bare=True)
     for facet in view.facets:
         facet.leaves["centred"][:] = facet.sizes()
-    _load_vectors(store, view)
+    _load_vectors(store, view, np.flatnonzero(live))
     return view
+
+
+class _Beside:
+    """A thread that is given work in order; whoever gives it waits once too much is under way, as that takes memory."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(1)
+        self._under_way: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(cancel_futures=error is not None)
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Have it done; raises what earlier work raised."""
+        self._under_way.append(self._threads.submit(work))
+        if len(self._under_way) > _UNDER_WAY:
+            self._under_way.popleft().result()
+
+    def finish(self) -> None:
+        """Wait for all of it; raises what it raised."""
+        while self._under_way:
+            self._under_way.popleft().result()
 
 
 def _fixed(values: list[bytes], dtype: np.dtype[np.void], what: str) -> npt.NDArray[np.void]:
@@ -69,36 +105,56 @@ def _ordinals(many_keys: list[bytes], limit: int, what: str) -> I64:
 
 
 def _load_items(store: Store, view: LiveView) -> None:
-    total = view.totals.next_ordinal
-    items, facets = view.items, view.meta.facets
-    items.resize(total)
-    dtype = keys.item_dtype(facets)
-    width = dtype.itemsize
-    for many_keys, values in store.scan_many("items"):
-        ordinals = _ordinals(many_keys, total, "items")
-        rows = _fixed(values, dtype, "items")
-        for name in ("state", "source", "labels", "created_at", "occurred_at", "offset", "raw", "leaf"):
-            items[name][ordinals] = rows[name]
-        lengths = np.zeros(int(ordinals[-1]) + 1 - len(view.ids), np.int64)  # 0 where a record is missing
-        lengths[ordinals - len(view.ids)] = np.fromiter(map(len, values), np.int64, len(values)) - width
-        view.ids.add_texts(lengths, np.frombuffer(b"".join([value[width:] for value in values]), np.uint8))
-    view.ids.add_texts(np.zeros(total - len(view.ids), np.int64), np.empty(0, np.uint8))
+    total, first = view.totals.next_ordinal, 0
+    view.items.resize(total)
+    with _Beside() as beside:
+        for values in store.scan_values("items", np.arange(total)):
+            beside.give(partial(_take_items, view, first, values))
+            first += len(values)
+        beside.finish()
 
 
-def _load_vectors(store: Store, view: LiveView) -> None:
-    """Embeddings to where their items stand; those of items without a posting are left for ``check_adds_up``."""
-    dtype = np.dtype([("v", "<f2", (view.meta.facets, view.meta.dim))])
-    leaf = view.items["leaf"]
-    under_way: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1) as beside:  # half of the time goes to memory, without the interpreter's lock
-        for many_keys, values in store.scan_many("vectors"):
-            ordinals = _ordinals(many_keys, view.totals.next_ordinal, "vectors")
-            rows = _fixed(values, dtype, "vectors")["v"]
-            under_way.append(beside.submit(view.members.load_vectors, leaf, ordinals, rows))
-            if len(under_way) > _UNDER_WAY:
-                under_way.popleft().result()
-    for each in under_way:
-        each.result()
+def _take_items(view: LiveView, first: int, values: list[bytes]) -> None:
+    """Items from ordinal ``first`` on."""
+    dtype = keys.item_dtype(view.meta.facets)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    if lengths.min() < dtype.itemsize:
+        raise StoreCorruptError(
+            f"a record in items is shorter than {dtype.itemsize} bytes; restore a checkpoint or replay"
+        )
+    fixed = np.empty((len(values), dtype.itemsize), np.uint8)
+    texts = np.empty(int(lengths.sum()) - fixed.size, np.uint8)
+    kernels.part(np.frombuffer(b"".join(values), np.uint8), lengths, fixed, texts)
+    rows = fixed.view(dtype)[:, 0]
+    for name in ("state", "source", "labels", "created_at", "occurred_at", "offset", "raw", "leaf"):
+        view.items[name][first : first + len(rows)] = rows[name]
+    view.ids.add_texts(lengths - dtype.itemsize, texts)
+
+
+def _check_leaves(view: LiveView, live: npt.NDArray[np.bool_]) -> None:
+    """Raise if a live item is in a leaf that was never made."""
+    for number, limit in enumerate(view.totals.next_leaf):
+        if (live & (view.items["leaf"][:, number] >= limit)).any():
+            raise StoreCorruptError(f"an item names an unknown leaf of facet {number}; restore a checkpoint or replay")
+
+
+def _load_vectors(store: Store, view: LiveView, live: I64) -> None:
+    """Embeddings to where their items stand; ``live`` are the ordinals that have one."""
+    width, first = np.dtype("<f2").itemsize * view.meta.facets * view.meta.dim, 0
+    with _Beside() as beside:
+        for values in store.scan_values("vectors", live):
+            if set(map(len, values)) != {width}:
+                raise StoreCorruptError(
+                    f"an embedding in vectors has not {width} bytes; restore a checkpoint or replay"
+                )
+            beside.give(partial(_take_vectors, view, live[first : first + len(values)], values))
+            first += len(values)
+        beside.finish()
+
+
+def _take_vectors(view: LiveView, ordinals: I64, values: list[bytes]) -> None:
+    vectors = np.frombuffer(b"".join(values), "<f2").reshape(len(values), view.meta.facets, view.meta.dim)
+    view.members.load_vectors(view.items["leaf"], ordinals, vectors)
 
 
 def _load_stats(store: Store, view: LiveView) -> None:
@@ -129,33 +185,24 @@ def _heats(view: LiveView) -> F32:
 def _load_leaves(store: Store, view: LiveView) -> None:
     for facet, count in zip(view.facets, view.totals.next_leaf, strict=True):
         facet.ensure_leaves(count)
-    for key, value in store.scan("leaves"):
-        number, leaf = key[0], keys.numbered(key, "leaves")
-        record = keys.leaf_record(value)
-        known = number < len(view.facets) and leaf < view.totals.next_leaf[number]
-        if not known or len(record.centroid) != view.meta.dim:
+    limits, dtype = np.array(view.totals.next_leaf, np.int64), keys.leaf_dtype(view.meta.dim)
+    for many_keys, values in store.scan_many("leaves"):
+        facets, numbers = keys.numbered_arrays(many_keys, "leaves")
+        odd = facets >= len(limits)
+        odd |= numbers >= limits[np.where(odd, 0, facets)]
+        odd |= np.fromiter(map(len, values), np.int64, len(values)) != dtype.itemsize
+        if odd.any():
+            at = int(odd.argmax())
             raise StoreCorruptError(
-                f"leaf {leaf} of facet {number} contradicts the totals; restore a checkpoint or replay"
+                f"leaf {numbers[at]} of facet {facets[at]} contradicts the totals or does not decode; restore a "
+                "checkpoint or replay"
             )
-        leaves = view.facets[number].leaves
-        leaves["alive"][leaf] = True
-        leaves["state"][leaf] = record.state
-        leaves["version"][leaf] = record.version
-        leaves["marked_size"][leaf] = record.marked_size
-        leaves["centroid"][leaf] = record.centroid
-
-
-def _postings(store: Store, view: LiveView) -> tuple[U32, U32]:
-    """Rows of the pool and ordinals of all postings, (n,) each."""
-    rows, ordinals = [np.empty(0, np.uint32)], [np.empty(0, np.uint32)]
-    limits = np.array(view.totals.next_leaf, np.int64)
-    for many_keys in store.scan_many_keys("postings"):
-        facet, leaf, ordinal = keys.posting_arrays(many_keys)
-        if facet.max() >= len(limits) or (leaf >= limits[facet]).any() or ordinal.max() >= view.totals.next_ordinal:
-            raise StoreCorruptError("a posting names an unknown leaf or item; restore a checkpoint or replay")
-        rows.append((leaf * len(limits) + facet).astype(np.uint32))
-        ordinals.append(ordinal.astype(np.uint32))
-    return np.concatenate(rows), np.concatenate(ordinals)
+        rows = np.frombuffer(b"".join(values), dtype)
+        for facet in np.unique(facets).tolist():
+            mine, leaves = facets == facet, view.facets[facet].leaves
+            leaves["alive"][numbers[mine]] = True
+            for name in ("state", "version", "marked_size", "centroid"):
+                leaves[name][numbers[mine]] = rows[name][mine]
 
 
 def _load_routes(store: Store, view: LiveView) -> None:

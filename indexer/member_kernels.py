@@ -114,21 +114,27 @@ def reheat(start: A, length: A, pool_ordinal: A, pool_heat: A, heats: A) -> None
 
 
 @njit(cache=True, nogil=True)
-def fill(start: A, length: A, pool_ordinal: A, rows: A, ordinals: A) -> None:
-    """Put (n,) members into empty rows that have room, the last one first."""
-    for i in range(rows.shape[0] - 1, -1, -1):
-        row = rows[i]
-        pool_ordinal[start[row] + length[row]] = ordinals[i]
-        length[row] += 1
+def count(live: A, leaf: A, lengths: A) -> None:
+    """Add to (rows,) how many of (items,) live ones are in each; ``leaf`` is (items, facets), of rows there are."""
+    facets = leaf.shape[1]
+    for ordinal in range(live.shape[0]):
+        if live[ordinal]:
+            for facet in range(facets):
+                lengths[np.int64(leaf[ordinal, facet]) * facets + facet] += 1
 
 
 @njit(cache=True, nogil=True)
-def set_places(start: A, length: A, pool_ordinal: A, place: A) -> None:
-    """Where each member stands, after the pool was built at once."""
-    facets = place.shape[1]
-    for row in range(start.shape[0]):
-        for at in range(length[row]):
-            place[pool_ordinal[start[row] + at], row % facets] = at
+def fill(start: A, length: A, pool_ordinal: A, pool_heat: A, place: A, live: A, leaf: A, heats: A) -> None:
+    """Put live items into empty rows that have room, the last one first; all but ``live`` as in :func:`count`."""
+    facets = leaf.shape[1]
+    for ordinal in range(live.shape[0] - 1, -1, -1):
+        if live[ordinal]:
+            for facet in range(facets):
+                row = np.int64(leaf[ordinal, facet]) * facets + facet
+                at = start[row] + length[row]
+                pool_ordinal[at], pool_heat[at] = ordinal, heats[ordinal]
+                place[ordinal, facet] = length[row]
+                length[row] += 1
 
 
 @njit(cache=True, nogil=True)

@@ -211,19 +211,18 @@ class MemberPool:
         bits = vectors.view(np.uint16)
         kernels.set_vectors(self.start, self.length, self.ordinal, self.bits, self.place, leaf, ordinals, bits)
 
-    def build(self, rows: U32, ordinals: U32, heats: F32) -> None:
-        """Build at once, embeddings zero: ``ordinals[i]`` into row ``rows[i]``, (n,) both, the last one first.
+    def build(self, live: npt.NDArray[np.bool_], leaf: U32, heats: F32) -> None:
+        """Build at once, embeddings zero: every live item into its leaf's row in each facet, the last one first.
 
-        ``heats`` is (items,).
+        ``live`` and ``heats`` are (items,), ``leaf`` is (items, facets), of rows that exist.
         """
-        lengths = np.bincount(rows, minlength=len(self.length))
+        lengths = np.zeros_like(self.length)
+        kernels.count(live, leaf, lengths)
         self.room[:] = np.where(lengths > 0, _rooms(lengths), 0)
         self.start[:] = np.cumsum(self.room) - self.room
         self._used = int(self.room.sum())
         self._resize(self._used + self._used // 16 + _SLACK)
-        kernels.fill(self.start, self.length, self.ordinal, rows, ordinals)
-        kernels.set_places(self.start, self.length, self.ordinal, self.place)
-        self.reheat(heats)
+        kernels.fill(self.start, self.length, self.ordinal, self.heat, self.place, live, leaf, heats)
 
     def _release(self, row: int) -> None:
         self._abandoned += kernels.release(row, self.start, self.room, self._free, _LADDER, self.ordinal)

@@ -15,8 +15,10 @@ from schemas.errors import StoreCorruptError, StoreError, StoreLockedError
 
 _LOCK_WORDS: Final = ("lock hold by current process", "While lock file")
 _WRITE_BUFFER: Final = 32 << 20
+_LOGS: Final = 256 << 20
 _BLOCK_CACHE: Final = 16 << 20
 _FLUSH_S: Final = 30.0
+_NOTED: Final = re.compile(r"# (entries|deletions)=(\d+);")
 _DROPPED: Final = re.compile(r"/([^/\s]+\.log): dropping (\d+) bytes; (.*)")
 
 
@@ -28,7 +30,7 @@ def options(cache: Cache | None = None, *, compress: bool = False) -> Options:
     made.set_write_buffer_size(_WRITE_BUFFER)
     made.set_max_background_jobs(2)
     made.set_keep_log_file_num(4)
-    made.set_max_total_wal_size(256 << 20)
+    made.set_max_total_wal_size(_LOGS)
     made.set_compression_type(DBCompressionType.lz4() if compress else DBCompressionType.none())
     if cache is not None:
         tables = BlockBasedOptions()
@@ -153,3 +155,16 @@ def check_end(column: Any, last: bytes) -> None:
         rows.next()
     if not rows.valid():
         rows.status()
+
+
+def entries_put(column: Any) -> int:
+    """How often keys were put into a family, as far as it is not compacted away: at least once for each that is there.
+
+    Memory is asked before the tables, so that what is just being flushed counts twice rather than not at all.
+    """
+    put = 0
+    for name in ("active-mem-table", "imm-mem-tables"):
+        put += column.property_int_value(f"rocksdb.num-entries-{name}") or 0
+        put -= column.property_int_value(f"rocksdb.num-deletes-{name}") or 0
+    tables = dict(_NOTED.findall(column.property_value("rocksdb.aggregated-table-properties") or ""))
+    return put + int(tables.get("entries", 0)) - int(tables.get("deletions", 0))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from indexer import keys
+from indexer.adds_up import check_adds_up
 from indexer.batch import EngagementRows, EventBatch, ItemRows
 from indexer.index import Index
 from indexer.keys import ItemState
@@ -241,8 +243,16 @@ def assert_sound(store: Store, **options: Any) -> None:
 
 
 def assert_view_is_loaded(index: Index) -> None:
-    """The live view holds exactly what a view loaded from the store just now holds."""
+    """The live view holds exactly what a view loaded from the store just now holds, and what the postings say."""
     assert_same_view(index.view, load_view(index.store, codewords()))
+    check_adds_up(index.view, index.store)
+    shown = {
+        (number, leaf, ordinal)
+        for number, facet in enumerate(index.view.facets)
+        for leaf in range(len(facet.leaves))
+        for ordinal in facet.members.row(leaf).tolist()
+    }
+    assert set(map(keys.POSTING.unpack, index.store.scan_keys("postings"))) == shown
 
 
 def assert_same_view(one: LiveView, other: LiveView) -> None:

@@ -154,17 +154,15 @@ def _pool(taken: FullImage, items: int) -> MemberPool:
     """Posting lists in order, without their embeddings, with room for ``items``."""
     view, columns = taken.view, taken.columns
     n, facets = taken.at.ordinals, view.meta.facets
-    live = np.flatnonzero(columns["state"] == ItemState.LIVE)
     pool = MemberPool(facets, 0)
     pool.ensure_rows(facets * (1 + max((int(ids.max(initial=-1)) for ids, _ in taken.leaves), default=-1)))
     pool.ensure_items(items)
-    rows = (columns["leaf"][live] * facets + np.arange(facets)).astype(np.uint32)
     counters = CounterRows(
         np.zeros((n, 0), np.uint32), columns["epochs"], columns["decayed"], np.zeros(n), columns["last_at"]
     )
     impact, landmark = view.impact, taken.at.landmark
     heats = impact.heats(counters, columns["created_at"], landmark)
-    pool.build(rows.ravel(), np.repeat(live, facets).astype(np.uint32), heats)
+    pool.build(columns["state"] == ItemState.LIVE, columns["leaf"], heats)
     lists = np.flatnonzero(pool.length)
     pool.sort(lists, columns["created_at"], impact.creation, impact.half_life_s, landmark)
     return pool

@@ -143,7 +143,7 @@ def test_a_pool_built_at_once_is_as_one_filled_step_by_step() -> None:
         pool.ensure_items(ITEMS)
     for facet in range(FACETS):
         one.append(rows[:, facet], every, vectors[:, facet], heats)
-    other.build(rows.T.ravel().astype(np.uint32), np.tile(every, FACETS).astype(np.uint32), heats)
+    other.build(np.ones(ITEMS, np.bool_), leaf, heats)
     other.sort(np.flatnonzero(other.length), created, 1.0, HALF_LIFE_S, 0, bare=True)
     other.load_vectors(leaf, every, vectors)
     one.sort(np.flatnonzero(one.length), created, 1.0, HALF_LIFE_S, 0)

@@ -173,6 +173,7 @@ def read_all(path: Path) -> None:
     with Store.open(path) as store:
         load_view(store, codewords())
         store.get_many("content", list(store.scan_keys("items")))
+        sum(1 for _ in store.scan_keys("postings"))
 
 
 def test_a_damaged_block_is_an_error_for_who_scans_and_who_looks_up_never_a_small_index(tmp_path: Path) -> None:
