@@ -1,13 +1,15 @@
-"""Freshness: from a producer's ``send`` to the item being retrievable, through a real broker at a stated rate.
+"""Freshness: from an item being sent to its being retrievable, through a real broker at a stated rate.
 
     python -m benchmarks.freshness [--size N] [--rate R] [--repeats R] [--json]
 
-A producer in a process of its own sends ``--size`` new items at ``--rate`` a second, one by one on schedule (acks=all,
+A producer in a process of its own sends ``--size`` new items at ``--rate`` a second, each when it is due (acks=all,
 linger 5 ms), to one partition; the real daemon, in another process with all its defaults, follows the topics on an
-index that already holds as many items. Two loads: items alone, and items with as many engagements.
+index that already holds as many items. Two loads: items alone, and items with as many engagements. The producer puts
+record batches together from prepared records, as it has to share the processor with what is measured.
 
-An item's latency runs from just before ``send`` is called to just after the batch with it is in the live view, where
-its vectors, its posting in each facet and its id are visible at once to every query. The daemon notes the time after
+An item's latency runs from the moment it was due to be sent, whether or not the producer was late, to just after the
+batch with it is in the live view, where its vectors, its posting in each facet and its id are visible at once to every
+query. The daemon notes the time after
 each batch; as there is one partition, the offset that the broker confirmed tells the batch. All items are measured,
 with the machine's one monotonic clock in both processes. That is more precise than polling over HTTP, and does not take
 the daemon's time. Whether it is also true is checked from outside: meanwhile a few *twins*, items with the content of
@@ -19,15 +21,15 @@ Meanwhile a third process follows the daemon's snapshots with the default of a d
 
 The peer is the floor under any consumer: the same source polled in a loop that does nothing with the records.
 
-Units: milliseconds. "late" is how far behind schedule sends were called: where it is large, the machine could not keep
-the stated rate, and the load was burstier than intended.
+Units: milliseconds. "late" is how far behind schedule records were sent: where it is large, the machine could not keep
+the stated rate. "Processor" is what each process took while items were sent, in cores.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +44,7 @@ from benchmarks.daemons import ask
 from benchmarks.load import engagement_lines, item_id, item_lines, write_log
 from benchmarks.model import make_model
 from benchmarks.options import Options, main, say
+from benchmarks.processor import children, used_s
 from benchmarks.report import Result
 from indexer.snapshots import SnapshotFollower
 from schemas.config import Config
@@ -112,9 +115,12 @@ def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat
         reader = started.enter_context(Apart(watched.follower, following, {}))
         _until(Path(following["ready"]).exists, reader)
         lines = _written(folder / "lines", item_lines(n, first=n))
+        watching = {"daemon": [daemon.pid], "follower": [reader.pid], "broker": children("java")}
+        before = _used_s(watching)
         with Apart(watched.producer, send | {"lines": lines, "first": n}, {}) as producer:
             twins = _twins(address, kafka, n, producer)
             sent = producer.answer()
+        after = _used_s(watching)
         _until(lambda: ask(f"{address}/status")["items_live"] >= 2 * n + len(twins), daemon)
         here = SnapshotFollower(url)
         _until(lambda: here.refresh() or here.readers[0].at.offsets[partition] >= 2 * n + len(twins), daemon)
@@ -126,6 +132,10 @@ def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat
     _add(result, load, _SYSTEMS[0], _latencies(sent, seen))
     _add(result, load, _SNAPSHOT, _latencies(sent, shown))
     result.add(f"{load}: refresh of a snapshot reader, p99", "ms", float(np.percentile(shown["refresh_ms"], 99)))
+    sending_s = n / options.extra["rate"]
+    result.add(f"{load}: processor, producer", "cores", sent["used_s"] / sending_s)
+    for who in sorted(before.keys() & after.keys()):
+        result.add(f"{load}: processor, {who}", "cores", (after[who] - before[who]) / sending_s)
     if twins:
         result.add(f"{load}: twin, produce -> in a query's results, p50", "ms", float(np.median(twins)))
         result.details.setdefault(f"{load}: twins, ms", []).extend(round(ms, 2) for ms in twins)
@@ -140,6 +150,12 @@ def _measure(result: Result, options: Options, bootstrap: str, load: str, repeat
         consumer.stop()
         seen = consumer.answer()
     _add(result, load, _SYSTEMS[1], _latencies(sent, seen))
+
+
+def _used_s(processes: Mapping[str, list[int]]) -> dict[str, float]:
+    """Seconds of processor time of each, where that is to be known: a broker that was there before is not ours."""
+    used = {who: [used_s(pid) for pid in pids] for who, pids in processes.items()}
+    return {who: sum(each for each in of if each is not None) for who, of in used.items() if of and None not in of}
 
 
 def _latencies(sent: Answer, seen: Answer) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -12,13 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+import numpy as np
+
 from benchmarks.apart import Answer
 from benchmarks.load import item_id
+from benchmarks.sending import Sender, prepared
 from indexer.snapshots import SnapshotFollower
 from schemas.config import Config
 from schemas.errors import NotFoundError
 from streamer.daemon import run_daemon
-from streamer.kafka_clients import open_producer
 from streamer.opening import open_source
 from streamer.shards import Step
 from streamer.sources.base import Stream
@@ -122,7 +124,10 @@ def producer(
     linger_ms: int,
     engagement_lines: str | None = None,
 ) -> Answer:
-    """Send items one by one, each when its time has come; with each item an engagement, if given any.
+    """Send items, each when its time has come; with each item an engagement, if given any.
+
+    A record waits for at most ``linger_ms`` for others to go with it, and counts as sent when it was due: what comes
+    later because this process was late, or kept waiting, is latency too.
 
     Args:
         kafka: broker and topics.
@@ -133,28 +138,33 @@ def producer(
         engagement_lines: file of engagements with items that are there.
 
     Returns:
-        ``sent``: when each item's send was called; ``offsets``: what the broker answered; ``late_ms``: how far behind
-        schedule each send was.
+        ``sent``: when each item was due; ``offsets``: what the broker answered; ``late_ms``: how far behind schedule
+        each was sent; ``used_s``: processor time of sending.
     """
     config = Config.model_validate({"kafka": kafka}).kafka
-    events = Path(lines).read_bytes().splitlines()
-    engagements = Path(engagement_lines).read_bytes().splitlines() if engagement_lines is not None else []
-    out = open_producer(config, linger_ms=linger_ms)
-    sent: list[int] = []
-    futures = []
-    try:
-        begin = time.monotonic_ns() + 200_000_000  # connected by then
-        for number, line in enumerate(events):
-            due = begin + int(number / rate * 1e9)
-            while (wait := due - time.monotonic_ns()) > 0:
+    items = [
+        prepared(item_id(first + number).encode(), line)
+        for number, line in enumerate(Path(lines).read_bytes().splitlines())
+    ]
+    others = Path(engagement_lines).read_bytes().splitlines() if engagement_lines is not None else []
+    engagements = [prepared(None, line) for line in others]
+    linger_ns, done, late_ms = linger_ms * 1_000_000, 0, np.empty(len(items))
+    with Sender(config.bootstrap_servers) as out:
+        used_s = time.process_time()
+        due = time.monotonic_ns() + 200_000_000 + (np.arange(len(items)) / rate * 1e9).astype(np.int64)
+        while done < len(items):
+            full_at = int(due[done]) + linger_ns
+            while (wait := full_at - time.monotonic_ns()) > 0:
                 time.sleep(wait / 1e9)
-            sent.append(time.monotonic_ns())
-            futures.append(out.send(config.items_topic, line, item_id(first + number).encode()))
-            if number < len(engagements):
-                out.send(config.engagements_topic, engagements[number])
-        out.flush(60)
-        offsets = [future.value.offset for future in futures]
-    finally:
-        out.close(timeout=5)
-    late = [(at - begin - int(number / rate * 1e9)) / 1e6 for number, at in enumerate(sent)]
-    return {"sent": sent, "offsets": offsets, "late_ms": late}
+            now = time.monotonic_ns()
+            end = int(np.searchsorted(due, now, side="right"))
+            batches = {config.items_topic: items[done:end]}
+            if done < len(engagements):
+                batches[config.engagements_topic] = engagements[done:end]
+            out.send(batches)
+            late_ms[done:end] = (now - full_at) / 1e6
+            done = end
+        out.flush()
+        used_s = time.process_time() - used_s
+        offsets = out.offsets[config.items_topic]
+    return {"sent": due.tolist(), "offsets": offsets, "late_ms": late_ms.tolist(), "used_s": used_s}

@@ -71,6 +71,13 @@ class KafkaConfig(_Section):
     fetch_max_bytes: int = Field(
         default=16 << 20, ge=1 << 16, description="upper bound of one fetch, bytes: bounds memory"
     )
+    gather_ms: int = Field(
+        default=20,
+        ge=0,
+        le=1_000,
+        description="while more than 1,000 records a second come, the broker gathers them for this long: fewer, larger "
+        "batches; 0: never",
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="how to talk to the broker"
     )

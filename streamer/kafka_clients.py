@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_LONGEST_FETCH_WAIT_MS: Final = 250  # how long the broker may hold a fetch when there is nothing to read
+_LONGEST_FETCH_WAIT_MS: Final = 250
 _RECONNECT_AT_MOST_MS: Final = 1_000  # a restarted broker is found again within about a second
 METADATA_AGE_MS: Final = 10_000  # how long a topic that was deleted and created anew may pass for the old one
 _ASK_AGAIN_S: Final = 0.1
@@ -61,8 +61,19 @@ def open_consumer(config: KafkaConfig, *, group_id: str | None = None) -> KafkaC
         fetch_max_bytes=config.fetch_max_bytes,
         max_partition_fetch_bytes=max(1 << 16, config.fetch_max_bytes // 4),
         metadata_max_age_ms=METADATA_AGE_MS,
-        fetch_max_wait_ms=min(_LONGEST_FETCH_WAIT_MS, int(config.request_timeout_s * 500)),
+        fetch_max_wait_ms=longest_fetch_wait_ms(config),
     )
+
+
+def longest_fetch_wait_ms(config: KafkaConfig) -> int:
+    """How long the broker may hold a fetch when there is nothing to read."""
+    return min(_LONGEST_FETCH_WAIT_MS, int(config.request_timeout_s * 500))
+
+
+def fetch_when(consumer: KafkaConsumer, *, min_bytes: int, wait_ms: int) -> None:
+    """From the next fetch on the broker answers once it has ``min_bytes``, or after ``wait_ms``."""
+    settings = consumer._fetcher.config  # noqa: SLF001  # read anew for each fetch, but there is no public way
+    settings["fetch_min_bytes"], settings["fetch_max_wait_ms"] = min_bytes, wait_ms
 
 
 def open_producer(config: KafkaConfig, **options: Any) -> KafkaProducer:

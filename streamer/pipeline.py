@@ -24,6 +24,7 @@ from streamer.batching import Prepared
 from streamer.dead_letters import DeadLetterSink, TopicDeadLetters
 from streamer.decode import Decoder
 from streamer.inbox import Change, Inbox, InboxClosedError
+from streamer.merge_pace import rest_s
 from streamer.metrics import Metrics
 from streamer.reader import Reader, Span
 from streamer.sources.base import Partition, Source, Stream
@@ -374,13 +375,21 @@ class Pipeline:
 
     def _rebalance(self) -> None:
         config = self._config.rebalance
-        merged_at = time.monotonic()
+        merge_at = time.monotonic() + config.merge_interval_s
         try:
             while not self._stop.is_set():
-                merges = time.monotonic() - merged_at > config.merge_interval_s
+                began = time.monotonic()
+                merges = began > merge_at
                 done = self.compactor.round(merges=merges)
-                if merges and (len(self.inbox) or not done.merges):
-                    merged_at = time.monotonic()
+                if merges:
+                    now = time.monotonic()
+                    merge_at = now + rest_s(
+                        config.merge_interval_s,
+                        now - began,
+                        merged=done.merges,
+                        waiting=len(self.inbox),
+                        applied=self.progress.applied_at >= began,
+                    )
                 if done.idle:
                     self._stop.wait(config.interval_ms / 1_000)
         except InboxClosedError:

@@ -28,9 +28,9 @@ from schemas.errors import StoreCorruptError
 I64 = npt.NDArray[np.int64]
 
 _GROWTH: Final = 2
-_MOST: Final = 16_384
-"""A segment of more rows is left as it is, so that the writer never waits long for one; a fifth of a million items in
-a delta then make a dozen segments."""
+_MOST: Final = 8_192
+"""A segment of more rows is left as it is: where so many change between two deltas, none is written, read and filed
+twice. A fifth of a million items in a delta then make two dozen segments."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from streamer.kafka_clients import (
 )
 from streamer.sources.base import Partition, Records
 from streamer.sources.kafka_backlog import Backlog
+from streamer.sources.kafka_gathering import Gathering
 from streamer.sources.kafka_partitions import PartitionLag, find_topics, read_committed, read_lag
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class KafkaSource:
         self._names = {partition: key for key, partition in self._keys.items()}
         self._consumer.assign(list(self._keys))
         self._backlog = Backlog()
+        self._gathering = Gathering(self._consumer, config.kafka)
         self._ends: dict[Partition, int] = {}
         self._missing: set[str] = set()
         self._connected = True
@@ -206,6 +208,7 @@ class KafkaSource:
                 raise BrokerError(f"Kafka at {self._config.bootstrap_servers}: {error} while reading") from error
             log.warning("kafka_read_retried", error=str(error))
             return
+        self._gathering.note(sum(map(len, fetched.values())))
         self._note_connection(bool(fetched))
         self._check_topics()
         for partition, after in ahead.items():
