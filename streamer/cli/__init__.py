@@ -8,43 +8,22 @@ import sys
 import typer
 
 from schemas.errors import FacetstreamError
-from streamer.cli import (
-    checkpoint,
-    configuration,
-    deadletters,
-    evaluate,
-    generation,
-    inspect,
-    learn,
-    query,
-    replays,
-    snapshot,
-    stream,
-)
 from streamer.cli._context import err
+from streamer.cli._rooms import Rooms
 
 app = typer.Typer(
+    cls=Rooms,
     name="facetstream",
-    help="A streaming real-time index updater for the multifaceted learnable index (MFLI).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for room in (
-    learn,
-    evaluate,
-    stream,
-    inspect,
-    query,
-    replays,
-    generation,
-    checkpoint,
-    snapshot,
-    deadletters,
-    configuration,
-):
-    room.register(app)
+
+
+@app.callback(help="A streaming real-time index updater for the multifaceted learnable index (MFLI).")
+def _commands() -> None:
+    """All of them are in :mod:`streamer.cli._rooms`."""
 
 
 def _tell(message: str) -> None:

@@ -60,7 +60,9 @@ def evaluate(
     only_index: Annotated[
         bool, typer.Option("--only-index", help="Without peers and ablations: popularity, exact search and the index.")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds that run at a time.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes at a time: a seed each, or parts of seeds where there are more.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the whole document there, for docs/evaluation.md.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,

@@ -10,7 +10,7 @@ import numpy as np
 
 from streamer.evaluation import lineup
 from streamer.evaluation.metrics import at_scored, interval, mean
-from streamer.evaluation.replay import CUTS
+from streamer.evaluation.outcome import CUTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

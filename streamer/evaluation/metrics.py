@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from streamer.evaluation.replay import CUTS
+from streamer.evaluation.outcome import CUTS
 from streamer.evaluation.system import F64, Bool
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from model_runtime.training.data import TrainingLog
-    from streamer.evaluation.replay import Outcome
+    from streamer.evaluation.outcome import Outcome
     from streamer.evaluation.requests import Requests
 
 COLD_BELOW: Final = 5
@@ -38,14 +38,14 @@ class Slices:
     @classmethod
     def of(cls, log: TrainingLog, requests: Requests, outcome: Outcome) -> Slices:
         """All, cold (target with fewer than 5 engagements), fresh (target under 6 hours old), tail."""
-        there = outcome.pooled
+        there = outcome.requested.pooled
         age = requests.time - log.created_at[requests.target]
         return cls(
             {
                 "all": there,
-                "cold": there & (outcome.earlier < COLD_BELOW),
+                "cold": there & (outcome.requested.earlier < COLD_BELOW),
                 "fresh": there & (age < FRESH_MS),
-                "tail": there & outcome.tail,
+                "tail": there & outcome.requested.tail,
             }
         )
 

@@ -34,9 +34,10 @@ class Histories:
 
     Args:
         log: users and items of engagements.
+        happened: how many of them have happened by now; of the others the news will tell.
     """
 
-    def __init__(self, log: TrainingLog) -> None:
+    def __init__(self, log: TrainingLog, happened: int) -> None:
         self.item: I32 = log.item
         self.user: I32 = log.user
         self.time: I64 = log.time
@@ -44,15 +45,19 @@ class Histories:
         self.before_of_item = _previous(log.item)
         self.last_by_user: I64 = np.full(log.users, -1, np.int64)
         self.last_of_item: I64 = np.full(len(log.item_ids), -1, np.int64)
+        self._go_on(0, happened)
 
     def follow(self, news: News) -> None:
         """See :class:`streamer.evaluation.system.Follower`."""
-        numbers = np.arange(news.offset, news.offset + len(news.engaged))
-        self.last_by_user[self.user[numbers]] = numbers  # of several the last one stays
-        self.last_of_item[news.engaged] = numbers
+        self._go_on(news.offset, news.offset + len(news.engaged))
 
     def refresh(self, model: FrozenModel) -> None:
         """See :class:`streamer.evaluation.system.Follower`."""
+
+    def _go_on(self, begin: int, end: int) -> None:
+        numbers = np.arange(begin, end)
+        self.last_by_user[self.user[numbers]] = numbers  # of several the last one stays
+        self.last_of_item[self.item[numbers]] = numbers
 
 
 def _previous(keys: npt.NDArray[np.int32]) -> I64:

@@ -72,6 +72,11 @@ class Past:
         kept = ~np.isin(arrived, left)
         return News(now_ms, arrived[kept], arrived_at[kept], left, engaged, engaged_at, offset)
 
+    @property
+    def happened(self) -> int:
+        """How many engagements of the log have happened."""
+        return self._events
+
     def decayed(self) -> F64:
         """(N, W) engagements, each weighing ``2 ** (-age / half_life)``."""
         return self._decayed

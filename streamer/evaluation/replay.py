@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamer.evaluation.system import I64, Bool, Follower, Questions, System
+from streamer.evaluation.outcome import CUTS, HEAD, LOW_COUNT, Outcome, Record, Requested
+from streamer.evaluation.system import Follower, Questions, System
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from streamer.evaluation.past import Past
     from streamer.evaluation.requests import Requests
     from streamer.evaluation.timeline import Timeline
-
-CUTS: Final = (100, 500)
-HEAD: Final = 200
-"""The tail is what is not among so many most engaged items of the last hour."""
-LOW_COUNT: Final = 20
-"""Items with fewer engagements so far are low-count items."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +45,15 @@ class Team:
     """Systems over one line of models, with what they follow.
 
     Attributes:
-        followers: told of the past in this order.
+        followers: by name, told of the past in this order.
         indexes: those that report their health, by name.
+        parts: names of the systems of each part of the line-up.
     """
 
-    followers: list[Follower]
+    followers: dict[str, Follower]
     systems: list[System]
     indexes: dict[str, LiveIndex] = field(default_factory=dict)
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def close(self) -> None:
         """Release what is open."""
@@ -71,56 +68,6 @@ class Line:
     name: str
     learner: Learner
     team: Callable[[Past, FrozenModel], Team]
-
-
-@dataclass(slots=True)
-class Record:
-    """What one system did.
-
-    Attributes:
-        hits: cut -> (Q,) bool, the target was among the first so many.
-        scored: cut -> (Q,) int64 items scored.
-        low: (Q,) share of low-count items in the first answer.
-        seconds: cut -> thread seconds of the timed requests, and how many these were.
-    """
-
-    hits: dict[int, Bool]
-    scored: dict[int, I64]
-    low: np.ndarray[Any, np.dtype[np.float64]]
-    seconds: dict[int, list[float]]
-
-    @classmethod
-    def of(cls, requests: int) -> Record:
-        """Nothing yet."""
-        return cls(
-            {cut: np.zeros(requests, np.bool_) for cut in CUTS},
-            {cut: np.zeros(requests, np.int64) for cut in CUTS},
-            np.zeros(requests),
-            {cut: [0.0, 0.0] for cut in CUTS},
-        )
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a replay found.
-
-    Attributes:
-        pooled: (Q,) bool, the target was in the pool when it was asked for; the others nobody can find.
-        earlier: (Q,) engagements of the target before.
-        tail: (Q,) bool.
-        pool: (Q,) items of the pool.
-        records: by name of the system.
-        health: of each index at the end, by name, with the codewords in use at every refresh.
-        refreshes: seconds of each refresh, by line and by what took them.
-    """
-
-    pooled: Bool
-    earlier: I64
-    tail: Bool
-    pool: I64
-    records: dict[str, Record]
-    health: dict[str, dict[str, Any]]
-    refreshes: dict[str, list[dict[str, float]]]
 
 
 def replay(
@@ -153,10 +100,8 @@ def replay(
             stack.callback(teams[-1].close)
         systems = [system for team in teams for system in team.systems]
         outcome = Outcome(
-            np.zeros(n, np.bool_),
-            np.zeros(n, np.int64),
-            np.zeros(n, np.bool_),
-            np.zeros(n, np.int64),
+            Requested.of(n),
+            {part: names for team in teams for part, names in team.parts.items()},
             {system.name: Record.of(n) for system in systems},
             {},
             {line.name: [] for line in lines},
@@ -166,7 +111,7 @@ def replay(
         for moment, begin, end, refresh in _moments(requests, schedule, from_ms):
             news = past.advance(moment)
             for team in teams:
-                for follower in team.followers:
+                for follower in team.followers.values():
                     follower.follow(news)
             if refresh:
                 _watch(teams, active)
@@ -207,10 +152,10 @@ def _ask(
     asked, target = requests.asked(begin, end, moment), requests.target[begin:end]
     at = slice(begin, end)
     head = np.argsort(-past.hour, kind="stable")[:HEAD]
-    outcome.pooled[at] = past.live[target]
-    outcome.earlier[at] = past.total[target]
-    outcome.tail[at] = ~np.isin(target, head[past.hour[head] > 0])
-    outcome.pool[at] = np.count_nonzero(past.live)
+    outcome.requested.pooled[at] = past.live[target]
+    outcome.requested.earlier[at] = past.total[target]
+    outcome.requested.tail[at] = ~np.isin(target, head[past.hour[head] > 0])
+    outcome.requested.pool[at] = np.count_nonzero(past.live)
     low = np.append(past.total < LOW_COUNT, False)  # the last one stands for no item
     for system in systems:
         record = outcome.records[system.name]
@@ -236,17 +181,16 @@ def _probe(systems: Sequence[System], asked: Questions, outcome: Outcome) -> Non
 
 
 def _refresh(line: Line, team: Team, log: TrainingLog, now_ms: int) -> list[dict[str, float]]:
-    """Go over to the next model, if there is one; seconds it took to learn, and of each kind of follower."""
+    """Go over to the next model, if there is one; seconds it took to learn, and of each follower."""
     began = time.perf_counter()
     model = line.learner.next(log, now_ms)
     if model is None:
         return []
     seconds = {"learn": time.perf_counter() - began}
-    for follower in team.followers:
+    for name, follower in team.followers.items():
         began = time.perf_counter()
         follower.refresh(model)
-        kind = type(follower).__name__
-        seconds[kind] = seconds.get(kind, 0.0) + time.perf_counter() - began
+        seconds[name] = time.perf_counter() - began
     return [seconds]
 
 

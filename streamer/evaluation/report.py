@@ -11,14 +11,14 @@ import numpy as np
 from streamer.evaluation import lineup
 from streamer.evaluation.comparisons import comparisons
 from streamer.evaluation.metrics import Answers, Slices, Users, interval, mean
-from streamer.evaluation.replay import CUTS, HEAD, LOW_COUNT
+from streamer.evaluation.outcome import CUTS, HEAD, LOW_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from model_runtime.training.data import TrainingLog
     from schemas.evaluation import EvaluationSettings
-    from streamer.evaluation.replay import Outcome
+    from streamer.evaluation.outcome import Outcome
     from streamer.evaluation.requests import Requests
 
 _SHOWN_BY_HOUR = (lineup.POPULAR, lineup.KNN, lineup.ANN, lineup.MFLI, lineup.MFLI_PRIOR, lineup.HYBRID)
@@ -58,8 +58,8 @@ def document(study: Study, settings: EvaluationSettings, from_ms: int, to_ms: in
             "eligible": requests.eligible,
             "users": len(np.unique(requests.user)),
             "slices": {name: int(mask.sum()) for name, mask in masks.items()},
-            "pool": float(first.pool.mean()) if len(requests) else 0.0,
-            "pool_range": [int(first.pool.min(initial=1 << 60)), int(first.pool.max(initial=0))],
+            "pool": float(first.requested.pool.mean()) if len(requests) else 0.0,
+            "pool_range": [int(first.requested.pool.min(initial=1 << 60)), int(first.requested.pool.max(initial=0))],
             "seeds": len(study.outcomes),
             "systems": [_system(study, name) for name in study.answers],
             "comparisons": comparisons(study, settings.name),

@@ -1,30 +1,38 @@
-"""An evaluation from beginning to end: a replay for every seed, beside each other where there are cores."""
+"""An evaluation from beginning to end: a replay for every seed, in parts beside each other where there are cores."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import pickle
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from schemas.errors import UsageError
-from streamer.evaluation.lineup import Stage, lines
+from streamer.evaluation.bench import Stage
+from streamer.evaluation.division import cost, divided
+from streamer.evaluation.lineup import lines, parts
 from streamer.evaluation.metrics import Answers, Slices, Users
+from streamer.evaluation.outcome import Outcome, merged
 from streamer.evaluation.past import Past
-from streamer.evaluation.replay import Outcome, Schedule, replay
+from streamer.evaluation.replay import Schedule, replay
 from streamer.evaluation.report import Study, document
 from streamer.evaluation.requests import Requests, build_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from model_runtime.runtime import FrozenModel
     from schemas.evaluation import EvaluationSettings
+    from streamer.evaluation.lineup import Part
     from streamer.evaluation.timeline import Timeline
+
+_THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def _silent(_name: str, _total: int) -> Callable[[int], None]:
@@ -42,17 +50,82 @@ class _Run:
     model: FrozenModel | None
     full: bool
 
-    def seed(self, seed: int, stage: Callable[[str, int], Callable[[int], None]] = _silent) -> Outcome:
+    def parts(self) -> list[Part]:
+        return parts(trained=self.model is None, full=self.full)
+
+    def seed(
+        self,
+        seed: int,
+        chosen: Collection[str] | None = None,
+        stage: Callable[[str, int], Callable[[int], None]] = _silent,
+    ) -> Outcome:
+        """Replay some parts, or all."""
         settings = self.settings
         refresh_ms = None if settings.refresh_s is None else int(settings.refresh_s * 1_000)
         schedule = Schedule(int(settings.tick_s * 1_000), refresh_ms)
-        with tempfile.TemporaryDirectory(prefix="facetstream-evaluation-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="facetstream-evaluation-") as scratch, _one_thread():
             steps = stage(f"train, seed {seed}", settings.training.steps)
             on = Stage(self.timeline.log, settings, Path(scratch), seed)
-            made = lines(on, self.model, steps, full=self.full)
+            made = lines(on, self.model, steps, full=self.full, chosen=chosen)
             past = Past(self.timeline, settings.counters.half_lives_s, settings.pool_s)
             answered = stage(f"replay, seed {seed}", len(self.requests))
             return replay(self.timeline, self.requests, past, made, schedule, self.from_ms, answered)
+
+    def together(self, seeds: int, jobs: int, stage: Callable[[str, int], Callable[[int], None]]) -> list[Outcome]:
+        """All seeds, each in as many groups of parts as there are processes for it."""
+        tasks = [(seed, group) for group in divided(self.parts(), jobs // seeds) for seed in range(seeds)]
+        tasks.sort(key=lambda task: -cost(task[1]))  # what takes longest begins first
+        found: list[list[Outcome]] = [[] for _ in range(seeds)]
+        done = stage("parts of seeds", len(tasks))
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with tempfile.TemporaryDirectory(prefix="facetstream-evaluation-") as scratch, _environment():
+            shared = Path(scratch) / "run"
+            shared.write_bytes(pickle.dumps(self))
+            with ProcessPoolExecutor(min(jobs, len(tasks)), context) as pool:
+                seed_of = {
+                    pool.submit(_task, shared, seed, tuple(part.name for part in group)): seed for seed, group in tasks
+                }
+                for future in as_completed(seed_of):
+                    found[seed_of[future]].append(future.result())
+                    done(1)
+        return [self.whole(outcomes) for outcomes in found]
+
+    def whole(self, outcomes: Sequence[Outcome]) -> Outcome:
+        """All parts of one seed."""
+        everything = self.parts()
+        return merged(outcomes, [part.name for part in everything], dict.fromkeys(part.line for part in everything))
+
+
+def _task(shared: Path, seed: int, chosen: Collection[str]) -> Outcome:
+    """In a process of its own; the run is read from a file, so that no process waits for another to be given it."""
+    run: _Run = pickle.loads(shared.read_bytes())  # noqa: S301  # written by the process that started this one
+    return run.seed(seed, chosen)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the machine: models are the same in every process, and in every run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Processes started within compute with one thread each: there is one for every core already."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def evaluate(
@@ -76,8 +149,8 @@ def evaluate(
         model: evaluated as it is, once; it should have learned from events before ``from_ms`` only. None: models are
             trained on what lies before and refreshed.
         full: with peers and ablations.
-        jobs: seeds that run at a time, each in a process of its own if more than one; figures are the same, but
-            for the queries a second.
+        jobs: processes at a time: a seed for each, or parts of seeds where there are more processes than seeds. Figures
+            are the same, but for the queries a second and the seconds of refreshes.
         stage: begins a stage with its name and size, and returns what takes its advance.
 
     Returns:
@@ -94,17 +167,11 @@ def evaluate(
             "there is nothing to ask; give an earlier --from or a later --to"
         )
     run = _Run(timeline, requests, settings, from_ms, model, full)
-    seeds = range(1 if model is not None else settings.seeds)
-    if jobs > 1 and len(seeds) > 1:
-        outcomes = []
-        done = stage("seeds", len(seeds))
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for outcome in pool.map(run.seed, seeds):
-                outcomes.append(outcome)
-                done(1)
+    seeds = 1 if model is not None else settings.seeds
+    if jobs > 1 and seeds * len(run.parts()) > 1:
+        outcomes = run.together(seeds, jobs, stage)
     else:
-        outcomes = [run.seed(seed, stage) for seed in seeds]
+        outcomes = [run.whole([run.seed(seed, None, stage)]) for seed in range(seeds)]
     study = Study(
         timeline.log,
         requests,

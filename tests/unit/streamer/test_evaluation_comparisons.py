@@ -8,7 +8,7 @@ import pytest
 from streamer.evaluation import lineup
 from streamer.evaluation.comparisons import COMPARISONS, WISHES, comparisons
 from streamer.evaluation.metrics import Answers, Slices, Users
-from streamer.evaluation.replay import CUTS, Outcome, Record
+from streamer.evaluation.outcome import CUTS, Outcome, Record, Requested
 from streamer.evaluation.report import Study
 from streamer.evaluation.requests import build_requests
 from tests.evaluation_logs import log_of
@@ -31,7 +31,8 @@ def study(**shares):
         records[name] = Record.of(REQUESTS)
         records[name].seconds[100] = [seconds, 10.0]
     everything = np.ones(REQUESTS, bool)
-    outcome = Outcome(everything, np.full(REQUESTS, 9), ~everything, np.full(REQUESTS, 2), records, {}, {})
+    requested = Requested(everything, np.full(REQUESTS, 9), ~everything, np.full(REQUESTS, 2))
+    outcome = Outcome(requested, {}, records, {}, {})
     return Study(log, requests, [outcome], answers, Slices.of(log, requests, outcome), Users(requests.user))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamer.evaluation.metrics import Answers, Slices, Users, at_scored, interval, mean
-from streamer.evaluation.replay import CUTS, Outcome, Record
+from streamer.evaluation.outcome import CUTS, Outcome, Record, Requested
 from streamer.evaluation.requests import build_requests
 from tests.evaluation_logs import log_of
 
@@ -26,9 +26,10 @@ def test_slices_hold_only_what_was_in_the_pool():
     six_hours = 6 * 3_600_000
     log = log_of([(0, 0, 1), (0, 1, 2), (0, 2, six_hours), (0, 3, six_hours + 1)], [0, 0, 0, 2])
     requests = build_requests(log, 2)
-    outcome = Outcome(
-        np.array([True, True, False]), np.array([0, 9, 0]), np.array([True, False, True]), np.zeros(3), {}, {}, {}
+    requested = Requested(
+        np.array([True, True, False]), np.array([0, 9, 0]), np.array([True, False, True]), np.zeros(3)
     )
+    outcome = Outcome(requested, {}, {}, {}, {})
     masks = {name: mask.tolist() for name, mask in Slices.of(log, requests, outcome).masks.items()}
     assert masks == {
         "all": [True, True, False],
@@ -44,8 +45,7 @@ def test_answers_are_means_over_seeds():
         record = Record.of(2)
         record.hits[100][:] = [hit, True]
         record.scored[100][:] = [10, 30]
-        none = np.zeros(2)
-        outcomes.append(Outcome(none > 1, none, none > 1, none, {"s": record}, {}, {}))
+        outcomes.append(Outcome(Requested.of(2), {}, {"s": record}, {}, {}))
     joined = Answers.over(outcomes, "s")
     assert joined.hits[100].tolist() == [0.5, 1.0]
     assert joined.scored[100] == 20

@@ -10,9 +10,11 @@ import pytest
 
 from model_runtime.runtime import FrozenModel
 from streamer.evaluation import document, lineup
-from streamer.evaluation.lineup import Stage, lines
+from streamer.evaluation.bench import Stage
+from streamer.evaluation.lineup import lines
+from streamer.evaluation.outcome import CUTS
 from streamer.evaluation.past import Past
-from streamer.evaluation.replay import CUTS, Schedule, replay
+from streamer.evaluation.replay import Schedule, replay
 from streamer.evaluation.requests import build_requests
 from streamer.evaluation.run import evaluate
 from streamer.evaluation.timeline import timeline_of
@@ -72,9 +74,9 @@ def test_another_future_changes_no_answer_before_it(tmp_path, seed):
         for one, two in zip(answers, changed[name], strict=True):
             assert np.array_equal(one.rows, two.rows), name
             assert np.array_equal(one.scored, two.scored), name
-    assert np.array_equal(outcome.pooled, other.pooled)
-    assert np.array_equal(outcome.earlier, other.earlier)
-    assert np.array_equal(outcome.tail, other.tail)
+    assert np.array_equal(outcome.requested.pooled, other.requested.pooled)
+    assert np.array_equal(outcome.requested.earlier, other.requested.earlier)
+    assert np.array_equal(outcome.requested.tail, other.requested.tail)
 
 
 @pytest.mark.slow
@@ -147,7 +149,7 @@ def test_refreshes_come_when_due_and_only_with_newer_models(tmp_path):
     outcome = replay(timeline_of(log), requests, past, [replace(line, learner=Watch())], SCHEDULE, FROM)
     assert told == [1_400_000, 1_800_000]
     assert len(outcome.refreshes["index"]) == 1
-    assert {"learn", "Embeddings", "LiveIndex"} <= outcome.refreshes["index"][0].keys()
+    assert {"learn", "embeddings", "index of MFLI"} <= outcome.refreshes["index"][0].keys()
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 
 from model_runtime.runtime import FrozenModel
 from streamer.evaluation.ann import Graphs, MultiAnn
+from streamer.evaluation.bench import Stage
 from streamer.evaluation.coding import CoTrained, PostHoc
 from streamer.evaluation.embeddings import Embeddings
 from streamer.evaluation.exact import Exact, Pool
-from streamer.evaluation.lineup import Stage
 from streamer.evaluation.lists import Clicked, Halves, Listed, Newest
 from streamer.evaluation.mfli import Mfli, Unselective
 from streamer.evaluation.neighbours import CoEngaged, Histories
@@ -35,16 +35,10 @@ class Scene:
         self.model = FrozenModel.untrained(2, 2, 3, 8, half_lives_s=half_lives_s)
         self.embeddings = Embeddings(self.past, self.log.item_ids, self.model)
         self.worth = Worth(self.past, SETTINGS.retrieval, self.model)
-        self.histories = Histories(self.log)
+        self.histories = Histories(self.log, self.past.happened)
         self.pool = Pool(self.past, self.embeddings)
         self.followers = [self.embeddings, self.worth, self.histories, self.pool]
         self.now = now
-        self.histories_begin()
-
-    def histories_begin(self):
-        """What came before the first news."""
-        begin = Past(timeline_of(self.log), HALF_LIVES_S, None)
-        self.histories.follow(begin.advance(self.now // 2))
 
     def go_on(self):
         for moment in np.linspace(self.now // 2, self.now, 7).astype(int)[1:].tolist():
