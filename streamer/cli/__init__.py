@@ -17,9 +17,11 @@ from streamer.cli import (
     inspect,
     learn,
     query,
+    refresh,
     replays,
     snapshot,
     stream,
+    trainer,
 )
 from streamer.cli._context import err
 
@@ -33,12 +35,14 @@ app = typer.Typer(
 )
 for room in (
     learn,
+    trainer,
     evaluate,
     stream,
     inspect,
     query,
     replays,
     generation,
+    refresh,
     checkpoint,
     snapshot,
     deadletters,
