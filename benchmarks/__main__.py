@@ -29,6 +29,7 @@ NAMES: Final = (
     "memory",
     "recovery",
     "failover",
+    "refresh",
 )
 RESULTS: Final = Path(__file__).parent / "results"
 

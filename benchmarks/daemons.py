@@ -41,18 +41,24 @@ class DaemonError(Exception):
 class Daemon:
     """``facetstream run`` on an event log that it follows, from the moment its process is started.
 
+    Args:
+        data_dir: of the daemon.
+        model: artifact that it begins with.
+        log: event log.
+        environment: variables to set.
+
     Attributes:
         started: monotonic seconds of the start.
     """
 
-    def __init__(self, data_dir: Path, model: Path, log: Path) -> None:
+    def __init__(self, data_dir: Path, model: Path, log: Path, **environment: str) -> None:
         self._state = data_dir / "daemon.json"
         command = ["run", "--events", str(log), "--model", str(model), "--data-dir", str(data_dir), "--port", "0"]
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "streamer.cli", *command],
             stdout=subprocess.DEVNULL,
-            env=os.environ | {"FACETSTREAM_LOG__LEVEL": "warning"},
+            env=os.environ | {"FACETSTREAM_LOG__LEVEL": "warning"} | environment,
         )
 
     def __enter__(self) -> Self:

@@ -65,6 +65,14 @@ POINTS: Final = (
     "shard.closing",
     "reset.before",
     "reset.after",
+    "refresh.begun",
+    "refresh.linked",
+    "refresh.encoded",
+    "refresh.filed",
+    "refresh.renamed",
+    "refresh.promoted",
+    "artifact.written",
+    "artifact.published",
 )
 ACTIONS: Final = ("kill", "stop", "error", "sleep")
 

@@ -3,7 +3,7 @@
 Keys are big-endian so that RocksDB's byte order is numeric order; array values are little-endian.
 
     family    key                                       value
-    meta      "store" | "totals" | "source"             JSON
+    meta      "store" | "totals" | "source" | "refreshed" JSON
     offsets   partition name                            next offset u64
     ids       item id                                   ordinal u64
     items     ordinal u64                               ITEM_FIXED, raw u32 x F, leaf u32 x F, item id

@@ -75,6 +75,23 @@ def open_db(path: Path, access: AccessType, names: Sequence[str] = keys.FAMILIES
         raise store_error("cannot open", path, error) from error
 
 
+def empty_families(path: Path, names: Sequence[str]) -> None:
+    """Remove all entries of some families of a database that nobody has open, whatever their number.
+
+    Raises:
+        StoreError: if it cannot be opened or written.
+    """
+    db = open_db(path, AccessType.read_write())
+    try:
+        for name, made in families(names).items():
+            db.drop_column_family(name)
+            db.create_column_family(name, made)
+    except Exception as error:  # rocksdict raises bare Exception for every RocksDB status
+        raise store_error(f"cannot empty {', '.join(names)} of", path, error) from error
+    finally:
+        db.close()
+
+
 def store_error(doing: str, path: Path, error: Exception) -> StoreError:
     """Our error for one of RocksDB's, which rocksdict raises as bare ``Exception``."""
     text = str(error)

@@ -35,6 +35,7 @@ from indexer.rocksdb import (
 )
 from indexer.write_batch import Batch
 from schemas.errors import StoreCorruptError, StoreError, StoreMismatchError
+from schemas.refresh import Refreshed
 from schemas.store import FORMAT_VERSION, StoreMeta, Totals
 
 log = structlog.get_logger(__name__)
@@ -231,6 +232,18 @@ class Store:
         if not isinstance(found, dict):
             raise StoreCorruptError(f"the source of {self.path} does not decode; restore a checkpoint or replay")
         return {str(name): str(told) for name, told in found.items()}
+
+    def refreshed(self) -> Refreshed | None:
+        """How it was made of another store's items; None where it was not.
+
+        Raises:
+            StoreCorruptError: if it does not decode.
+        """
+        value = self.get("meta", b"refreshed")
+        try:
+            return None if value is None else Refreshed.model_validate_json(value)
+        except ValidationError as error:
+            raise StoreCorruptError(f"what {self.path} says of its refresh does not decode: {error}") from error
 
     def checkpoint(self, path: Path) -> None:
         """Make ``path`` a consistent copy of the store, hard links where RocksDB never changes a file again.

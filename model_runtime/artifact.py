@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -141,10 +142,15 @@ def with_metrics(artifact: Artifact, metrics: dict[str, float]) -> Artifact:
     return replace(artifact, manifest=manifest)
 
 
-def save(artifact: Artifact, directory: Path) -> None:
+def save(artifact: Artifact, directory: Path, beside: Callable[[Path], None] = lambda _: None) -> None:
     """Write the artifact beside its place, sync it, and rename it there: no reader ever sees half of one.
 
     An artifact that is already there is replaced; anything else of that name is left alone.
+
+    Args:
+        artifact: what to write.
+        directory: where to.
+        beside: told the directory before it gets its name, to add files of its own, which it syncs.
 
     Raises:
         ArtifactError: the place is taken by something else, or cannot be written.
@@ -165,6 +171,7 @@ def save(artifact: Artifact, directory: Path) -> None:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())
+            beside(aside)
             _sync_directory(aside)
             if directory.exists():
                 directory.rename(aside / "replaced")

@@ -108,6 +108,11 @@ class ModelConfig(_Section):
     """The model artifact."""
 
     path: Path = Field(default=Path("model"), description="artifact directory")
+    follow: Path | None = Field(
+        default=None,
+        description="directory of artifacts NAME-0001, NAME-0002, ... (`facetstream trainer` writes one): the daemon "
+        "refreshes the index with each that is newer; then path is only what the first generation begins with",
+    )
     device: str = Field(default="cpu", description="torch device for encoding: cpu or cuda")
     threads: int = Field(
         default=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -31,6 +32,7 @@ def routes(config: Config, daemon: Daemon) -> Routes:
         "/checkpoint": answers.checkpoint,
         "/snapshot": answers.snapshot,
         "/promote": answers.promote,
+        "/refresh": answers.refresh,
     }
     return Routes(answers.live, answers.ready, answers.status, posts)
 
@@ -53,7 +55,7 @@ class _Answers:
     def ready(self) -> tuple[bool, dict[str, Any]]:
         """Whether every shard that is ours has caught up once, and the kernels are compiled."""
         shards, warmed = self._shards(), self._daemon.warmed
-        caught_up = self._daemon.joined and all(shard.ready for shard in shards)
+        caught_up = self._daemon.caught_up
         states = {str(shard.number): shard.state for shard in shards}
         told = {"caught_up": caught_up, "warmed": warmed, "lag": sum(_lag(shards).values()), "shards": states}
         return caught_up and warmed, told
@@ -116,6 +118,13 @@ class _Answers:
         if not isinstance(name, str):
             raise NotFoundError('give {"generation": "NAME"}')
         return self._daemon.promote(name).status()
+
+    def refresh(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Encode everything anew with another model beside what serves, and switch; ``/status`` tells how far it is."""
+        path = document.get("model")
+        if not isinstance(path, str):
+            raise UsageError('give {"model": "DIRECTORY"}')
+        return self._daemon.refresh(Path(path)).status()
 
 
 def _lag(shards: list[Shard]) -> dict[str, int]:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -27,6 +28,7 @@ from schemas.errors import StoreError, StoreLockedError, UsageError
 from streamer.answers import routes
 from streamer.asking import LOCK_FILE, STATE_FILE
 from streamer.backup import Backups
+from streamer.following import Following
 from streamer.generations import (
     MEMBER_ID,
     current_generation,
@@ -44,6 +46,8 @@ from streamer.opening import open_source, shard_numbers
 from streamer.promotion import Promotion
 from streamer.publishing import Publishing
 from streamer.reader import Span
+from streamer.reencoding import Reencoding
+from streamer.refreshing import coming, refreshed, switch_to
 from streamer.shards import Duties, Generation, Shard, Step
 from streamer.sources.base import Partition
 
@@ -83,7 +87,7 @@ def run_daemon(
     Raises:
         FacetstreamError: what could not be opened, or ended the run.
     """
-    with _held(config.data_dir):
+    with held(config.data_dir):
         _check_resets(config, resets or {})
         model = load_model(config)
         make_generation(config.data_dir, current_generation(config.data_dir), model)
@@ -137,6 +141,7 @@ class Daemon:
         self._duties = replace(duties, on_durable=self._durable.update)
         self.backups = Backups(config, self.metrics)
         self.publishing = Publishing(config, self.metrics)
+        self.following = Following(config, self)
 
     def _member(self) -> Membership:
         config, kafka = self.config, self.config.kafka
@@ -165,6 +170,11 @@ class Daemon:
     def warmed(self) -> bool:
         """Whether no batch and no request has to wait for a compiler any more."""
         return self._warming is None or not self._warming.is_alive()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every shard that is ours has reached its source's end once."""
+        return self.joined and all(shard.ready for shard in list(self.shards.values()))
 
     # -- what the membership asks ----------------------------------------------------------------------------------
 
@@ -244,6 +254,8 @@ class Daemon:
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
             self.publishing.start(lambda: list(self.shards.values()))
+            if not self._bounded:
+                self.following.start()
             try:
                 while not self._asked_to_stop and not self._at_end():
                     self.turned_at = time.monotonic()
@@ -289,6 +301,7 @@ class Daemon:
 
     def _end(self) -> None:
         self.publishing.stop()
+        self.following.stop()
         if self.promotion is not None:
             self._ended += self.promotion.remove(list(self.promotion.shards))
         leaving = [*self.shards.values(), *self._ended]
@@ -297,6 +310,7 @@ class Daemon:
         self._join(leaving, _SHARDS_SHARE * self.config.writer.shutdown_s)
         self.backups.close()
         self.publishing.close()
+        self.following.close()
         self._commit()
         log.info(
             "stopped",
@@ -327,8 +341,33 @@ class Daemon:
             self.promotion = promotion
         return promotion
 
-    def _start_aside(self, number: int, generation: Generation) -> Shard:
-        duties = replace(self._duties, resets={}, build=True)
+    def refresh(self, artifact: Path) -> Promotion:
+        """Ask for a generation that is this one encoded anew with another model, and takes over once it has caught up.
+
+        One that was begun with this model and not finished is gone on with. May be called by any thread.
+
+        Raises:
+            UsageError: if the model is that of the generation in use, or a promotion is under way.
+            ArtifactError, StoreMismatchError, StoreError: as :func:`streamer.refreshing.coming` says.
+        """
+        with self._promoting:
+            if self.promotion is not None:
+                raise UsageError(f"generation {self.promotion.generation.name} is being promoted; wait for it")
+            generation = coming(self.config, self.serving, artifact)
+            log.info("refresh_begun", generation=generation.name, model=str(artifact), before=self.serving.name)
+            reencoding = Reencoding(self.config, generation, self.shards.get, self.metrics)
+
+            def start(number: int, generation: Generation) -> Shard:
+                return self._start_aside(number, generation, partial(reencoding, number))
+
+            promotion = Promotion(generation, self.config, start, refresh=True)
+            self.promotion = promotion
+        return promotion
+
+    def _start_aside(
+        self, number: int, generation: Generation, begin: Callable[[Callable[[], bool]], None] | None = None
+    ) -> Shard:
+        duties = replace(self._duties, resets={}, build=True, begin=begin)
         return self._start(number, generation, duties, None)
 
     def _turn(self, promotion: Promotion) -> None:
@@ -340,6 +379,8 @@ class Daemon:
             for shard in leaving:
                 shard.abandon()
             self._ended += leaving
+            if promotion.refresh:
+                self.metrics.refreshes.labels("failed").inc()
             self.promotion, self.promoted = None, promotion.end("failed", error)
         elif self.joined and promotion.caught_up(self.shards):
             self._switch(promotion)
@@ -347,7 +388,7 @@ class Daemon:
     def _switch(self, promotion: Promotion) -> None:
         """Every shard of the new generation has caught up: it answers from now on, and the old one is closed."""
         old, new = self.serving, promotion.generation
-        point_to(self.config.data_dir, new.name, old.name)
+        (switch_to if promotion.refresh else point_to)(self.config.data_dir, new.name, old.name)
         leaving = list(self.shards.values())
         self.shards, self.serving, self.promotion = promotion.shards, new, None
         self.promoted = promotion.end("done")
@@ -356,6 +397,25 @@ class Daemon:
             self._successions.append((shard, self.shards[shard.number], promotion.letters_at.get(shard.number)))
         self._ended += leaving
         log.info("generation_promoted", generation=new.name, before=old.name, model_hash=new.model.manifest.model_hash)
+        if promotion.refresh:
+            self._tell_refreshed(promotion)
+
+    def _tell_refreshed(self, promotion: Promotion) -> None:
+        indexes = [index for shard in promotion.shards.values() if (index := shard.index) is not None]
+        found = refreshed(index.store for index in indexes)
+        seconds = time.monotonic() - promotion.began
+        self.metrics.refreshes.labels("done").inc()
+        self.metrics.refresh_seconds.labels("whole").observe(seconds)
+        if found is None:  # there were no shards here
+            return
+        for number, facet in enumerate(found.facets):
+            if facet.changed is not None:
+                self.metrics.refresh_changed.labels(number).set(facet.changed)
+            if facet.similarity is not None and facet.similarity_low is not None:
+                self.metrics.refresh_similarity.labels(number, "mean").set(facet.similarity)
+                self.metrics.refresh_similarity.labels(number, "p05").set(facet.similarity_low)
+        told = found.model_dump(mode="json", exclude={"at_ms", "seconds"})
+        log.info("refreshed", generation=promotion.generation.name, seconds=round(seconds, 3), **told)
 
     def _succeed(self) -> None:
         """Shards of a new generation go on where the old ones have ended."""
@@ -395,8 +455,13 @@ def _instance_id(data_dir: Path) -> str:
 
 
 @contextmanager
-def _held(data_dir: Path) -> Iterator[None]:
-    """One daemon at a time on a data directory."""
+def held(data_dir: Path) -> Iterator[None]:
+    """One daemon at a time on a data directory, and nobody who changes what is in use beside it.
+
+    Raises:
+        StoreLockedError: if a daemon runs on it.
+        StoreError: if it cannot be written.
+    """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from indexer.failpoints import failpoint
 from indexer.index import Index
+from indexer.reencoding import Encode
 from indexer.store import Store, now_ms, store_path
 from indexer.verify import Reencode
 from schemas.artifact import ArtifactManifest
@@ -230,15 +231,22 @@ def load_model(config: Config, generation: str | None = None) -> FrozenModel:
     name = current_generation(config.data_dir) if generation is None else generation
     own = model_path(config.data_dir, name)
     if not own.exists():
-        if not config.model.path.exists():
-            raise ArtifactError(
-                f"no model artifact at {config.model.path}; train one with `facetstream train`, or give --model"
-            )
-        return FrozenModel.load(config.model.path, device=config.model.device, threads=config.model.threads)
+        first = _first_model(config)
+        if not first.exists():
+            raise ArtifactError(f"no model artifact at {first}; train one with `facetstream train`, or give --model")
+        return FrozenModel.load(first, device=config.model.device, threads=config.model.threads)
     model = FrozenModel.load(own, device=config.model.device, threads=config.model.threads)
-    if config.model.path.exists():
+    if config.model.follow is None and config.model.path.exists():  # else it was followed long ago
         _check_known(config, name, model.manifest)
     return model
+
+
+def _first_model(config: Config) -> Path:
+    """What a first generation is built with: the newest that is followed, else the configured one."""
+    from model_runtime.published import newest  # noqa: PLC0415  # loads torch's tensors library
+
+    followed = None if config.model.follow is None else newest(config.model.follow)
+    return config.model.path if followed is None else followed
 
 
 def _check_known(config: Config, generation: str, mine: ArtifactManifest) -> None:
@@ -338,14 +346,21 @@ def remove_all(data_dir: Path) -> None:
     (data_dir / "CURRENT").unlink(missing_ok=True)
 
 
+def encoder_of(model: FrozenModel) -> Encode:
+    """A function from the bytes of n stored events to (n, F, d) embeddings and (n, F) raw indices."""
+
+    def encode(content: list[bytes]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint32]]:
+        events = [ITEM_EVENT.validate_json(value) for value in content]
+        encoded = model.encode([event for event in events if isinstance(event, ItemContent)])
+        return encoded.vectors, encoded.raw
+
+    return encode
+
+
 def reencoder(model: FrozenModel) -> Reencode:
     """A function from the bytes of n stored events to (n, F) raw indices."""
-
-    def reencode(content: list[bytes]) -> npt.NDArray[np.uint32]:
-        events = [ITEM_EVENT.validate_json(value) for value in content]
-        return model.encode([event for event in events if isinstance(event, ItemContent)]).raw
-
-    return reencode
+    encode = encoder_of(model)
+    return lambda content: encode(content)[1]
 
 
 def _released(path: Path) -> Path:

@@ -52,8 +52,18 @@ SNAPSHOT_BYTES: Final = "facetstream_snapshot_bytes"
 """Bytes of the newest snapshot, by shard and kind."""
 SNAPSHOT_SECONDS: Final = "facetstream_snapshot_seconds"
 """Seconds to publish one snapshot, by kind."""
+REFRESHES: Final = "facetstream_refreshes"
+"""Refreshes of the model, by outcome: done, failed."""
+REFRESH_SECONDS: Final = "facetstream_refresh_seconds"
+"""Seconds to encode, file and balance one shard anew (part "shard"), or of a refresh from asking to answering (part
+"whole")."""
+REFRESH_CHANGED: Final = "facetstream_refresh_changed_share"
+"""Share of the items whose code the last refresh changed, by facet."""
+REFRESH_SIMILARITY: Final = "facetstream_refresh_similarity"
+"""Cosine of the items' embeddings before and after the last refresh, by facet and stat: mean, p05."""
 
 _FINE: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_COARSE: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0)
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter that nobody asked for
@@ -98,4 +108,14 @@ class Metrics:
         )
         self.snapshot_seconds = Histogram(
             SNAPSHOT_SECONDS, "Seconds to publish one snapshot", ["kind"], buckets=_FINE, registry=registry
+        )
+        self.refreshes = Counter(REFRESHES, "Refreshes of the model", ["outcome"], registry=registry)
+        self.refresh_seconds = Histogram(
+            REFRESH_SECONDS, "Seconds of a refresh", ["part"], buckets=_COARSE, registry=registry
+        )
+        self.refresh_changed = Gauge(
+            REFRESH_CHANGED, "Share of items whose code changed at the last refresh", ["facet"], registry=registry
+        )
+        self.refresh_similarity = Gauge(
+            REFRESH_SIMILARITY, "Cosine of embeddings before and after it", ["facet", "stat"], registry=registry
         )

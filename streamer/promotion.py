@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -20,10 +21,21 @@ class Promotion:
     Attributes:
         shards: number -> shard.
         letters_at: number -> from where in the dead-letter topic there may be letters of records still to be applied.
+        refresh: whether the shards begin as those that serve, encoded anew.
+        began: monotonic seconds of its beginning.
     """
 
-    def __init__(self, generation: Generation, config: Config, start: Callable[[int, Generation], Shard]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        config: Config,
+        start: Callable[[int, Generation], Shard],
+        *,
+        refresh: bool = False,
+    ) -> None:
         self.generation = generation
+        self.refresh = refresh
+        self.began = time.monotonic()
         self.shards: dict[int, Shard] = {}
         self.letters_at: dict[int, int | None] = {}
         self._config = config
@@ -68,13 +80,22 @@ class Promotion:
         """What ``/status`` says of it."""
         return {
             "generation": self.generation.name,
-            "state": "catching up",
+            "state": "re-encoding" if self._reencoding() else "catching up",
+            "refresh": self.refresh,
             "shards": [shard.status() for shard in list(self.shards.values())],
         }
 
+    def _reencoding(self) -> bool:
+        return any(shard.state == "re-encoding" for shard in list(self.shards.values()))
+
     def end(self, state: str, error: BaseException | None = None) -> dict[str, Any]:
         """What ``/status`` says once it is over."""
-        return {"generation": self.generation.name, "state": state, "error": None if error is None else str(error)}
+        return {
+            "generation": self.generation.name,
+            "state": state,
+            "refresh": self.refresh,
+            "error": None if error is None else str(error),
+        }
 
 
 def _beyond(one: Mapping[str, int], other: Mapping[str, int]) -> bool:

@@ -66,6 +66,8 @@ class Duties:
         build: build aside from the live index, which sends dead letters to the topic and tells Kafka where it is.
         resets: partition name -> where to go on, ``earliest``, ``latest`` or an offset, whatever the store says. What
             was done is taken out: a shard that goes and comes back is not reset again.
+        begin: makes the store of a shard that is built aside, where there is none yet; told how to ask whether it is to
+            give up. None: it begins empty.
         may_write: whether this process still owns the shard.
         on_durable: told the positions that survive a power loss.
         on_progress: told of each batch, by the thread of the shard.
@@ -74,6 +76,7 @@ class Duties:
     span: Span = field(default_factory=Span)
     build: bool = False
     resets: dict[str, str] = field(default_factory=dict)
+    begin: Callable[[Callable[[], bool]], None] | None = None
     may_write: Callable[[], bool] = lambda: True
     on_durable: Callable[[Mapping[Partition, int]], None] = lambda _: None
     on_progress: Callable[[Step], None] = lambda _: None
@@ -83,8 +86,8 @@ class Shard:
     """One shard, from its assignment to its release.
 
     Attributes:
-        state: ``opening``, ``restoring``, ``catching up``, ``ready``, ``waiting for the broker`` or ``the group``,
-            ``closed``.
+        state: ``opening``, ``restoring``, ``re-encoding``, ``catching up``, ``ready``, ``waiting for the broker`` or
+            ``the group``, ``closed``.
         serving: whether it is of the live index; else it is built aside, and its end is not that of the daemon.
         held: it waits with what it has read, until the one that served before has ended.
         index, pipeline: while it is open.
@@ -284,6 +287,11 @@ class Shard:
         if not bounded and not self._duties.may_write():
             self._phase, self._away = "waiting for the group", "the consumer group has not confirmed that it is ours"
             return False
+        if self._duties.begin is not None:
+            self._phase = "re-encoding"
+            self._duties.begin(lambda: self._stopping)
+            if self._stopping:
+                return True
         try:
             source = open_source(self._config, follow=not bounded, shard=self.number)
             try:

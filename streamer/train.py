@@ -49,7 +49,7 @@ def train_artifact(
     log = read_training_log(events, until_ms=until_ms)
     trainer = Trainer(start, device)
     progress(trainer.state.step)
-    with _curves(curves, progress) as on_step:
+    with telling(curves, progress) as on_step:
         trainer.fit(log, until_ms=until_ms, on_step=on_step, checkpoint=checkpoint)
     return _publish(trainer, out, checkpoint)
 
@@ -95,7 +95,7 @@ def refresh_artifact(
             f"{until_ms} (epoch milliseconds); wait for more, or train anew"
         )
     trainer = Trainer(state, device)
-    with _curves(curves, progress) as on_step:
+    with telling(curves, progress) as on_step:
         trainer.refresh(log, until_ms, on_step=on_step)
     return _publish(trainer, out, checkpoint)
 
@@ -127,8 +127,12 @@ def _interrupted(checkpoint: Path, config: TrainingConfig) -> TrainingState:
 
 
 @contextmanager
-def _curves(path: Path | None, progress: Callable[[int], None]) -> Iterator[OnStep]:
-    """Losses of each step as JSON lines, and progress."""
+def telling(path: Path | None, progress: Callable[[int], None]) -> Iterator[OnStep]:
+    """What to tell each step: ``progress``, and a file of losses as JSON lines if there is one.
+
+    Raises:
+        UsageError: if the file cannot be written.
+    """
     if path is None:
         yield lambda _: progress(1)
         return

@@ -57,19 +57,13 @@ def read_training_log(
     Raises:
         UsageError: there is no event log at ``path``, or it is damaged.
     """
-    reading = _Reading(until_ms)
+    reading = Reading(until_ms)
     source = EventLogSource(path)
     try:
-        while polled := source.poll(_POLL, 0.0):
-            for records in polled:
-                take = reading.item if records.partition.stream is Stream.ITEMS else reading.engagement
-                for value in records.values:
-                    take(value)
-                if progress is not None:
-                    progress(len(records))
+        reading.read_on(source, progress)
     finally:
         source.close()
-    return reading.finish(content_until_ms)
+    return reading.log(content_until_ms)
 
 
 @dataclass(slots=True)
@@ -84,11 +78,21 @@ class _Engagements:
     session: array[int] = field(default_factory=lambda: array("i"))
 
 
-class _Reading:
-    """What was read so far. Items are numbered as either stream mentions them, engagements may come first."""
+class Reading:
+    """What was read so far of a log that may grow. Items are numbered as either stream mentions them.
 
-    def __init__(self, until_ms: int | None) -> None:
-        self._until = until_ms
+    Args:
+        until_ms: leave out every event at or after this moment, epoch milliseconds.
+
+    Attributes:
+        until_ms: may be set anew between two calls; what was left out stays so.
+        first_ms, last_ms: earliest and latest engagement read; None before there is one.
+    """
+
+    def __init__(self, until_ms: int | None = None) -> None:
+        self.until_ms = until_ms
+        self.first_ms: int | None = None
+        self.last_ms: int | None = None
         self._items: dict[str, int] = {}
         self._events: dict[int, list[ItemCreated | ItemUpdated | ItemDeleted]] = {}
         self._users: dict[str, int] = {}
@@ -97,30 +101,49 @@ class _Reading:
         self._columns = _Engagements()
         self._skipped = dict.fromkeys((BAD_RECORD, AFTER_UNTIL, UNKNOWN_ITEM, DELETED_ITEM), 0)
 
-    def item(self, value: bytes | None) -> None:
+    def read_on(self, source: EventLogSource, progress: Callable[[int], None] | None = None) -> int:
+        """Take all records that a source has now; returns how many.
+
+        Raises:
+            UsageError: the log is damaged, or changed otherwise than by growing.
+        """
+        taken = 0
+        while polled := source.poll(_POLL, 0.0):
+            for records in polled:
+                take = self._item if records.partition.stream is Stream.ITEMS else self._engagement
+                for value in records.values:
+                    take(value)
+                taken += len(records)
+                if progress is not None:
+                    progress(len(records))
+        return taken
+
+    def _item(self, value: bytes | None) -> None:
         try:
             event = ITEM_EVENT.validate_json(value or b"")
         except ValidationError:
             self._skipped[BAD_RECORD] += 1
             return
-        if self._until is not None and event.occurred_at >= self._until:
+        if self.until_ms is not None and event.occurred_at >= self.until_ms:
             self._skipped[AFTER_UNTIL] += 1
             return
         self._events.setdefault(self._number(event.item_id), []).append(event)
 
-    def engagement(self, value: bytes | None) -> None:
+    def _engagement(self, value: bytes | None) -> None:
         try:
             event = ENGAGEMENT.validate_json(value or b"")
         except ValidationError:
             self._skipped[BAD_RECORD] += 1
             return
-        if self._until is not None and event.occurred_at >= self._until:
+        if self.until_ms is not None and event.occurred_at >= self.until_ms:
             self._skipped[AFTER_UNTIL] += 1
             return
         user = self._users.setdefault(event.user_id, len(self._users))
         session = NO_SESSION
         if event.session_id is not None:  # names of sessions need be unique per user only
             session = self._sessions.setdefault((user, event.session_id), len(self._sessions))
+        self.first_ms = event.occurred_at if self.first_ms is None else min(self.first_ms, event.occurred_at)
+        self.last_ms = event.occurred_at if self.last_ms is None else max(self.last_ms, event.occurred_at)
         columns = self._columns
         columns.user.append(user)
         columns.item.append(self._number(event.item_id))
@@ -132,14 +155,16 @@ class _Reading:
     def _number(self, item_id: str) -> int:
         return self._items.setdefault(item_id, len(self._items))
 
-    def finish(self, content_until_ms: int | None) -> TrainingLog:
+    def log(self, content_until_ms: int | None = None) -> TrainingLog:
+        """All of it as arrays; ``content_until_ms`` as for :func:`read_training_log`."""
+        skipped = dict(self._skipped)
         ids = list(self._items)
         living: list[tuple[int, str, int, ItemContent]] = []
         for number, events in self._events.items():
             # Stable: of two events of one moment the later in the log has the last word.
             since = _since_last_delete(sorted(events, key=lambda event: event.occurred_at))
             if not since:
-                self._skipped[DELETED_ITEM] += 1
+                skipped[DELETED_ITEM] += 1
                 continue
             created_at = since[0].occurred_at
             living.append((created_at, ids[number], number, _content(since, content_until_ms)))
@@ -152,7 +177,7 @@ class _Reading:
         item = row[np.array(columns.item, np.int64)]
         kept = np.argsort(time, kind="stable")
         kept = kept[item[kept] >= 0]
-        self._skipped[UNKNOWN_ITEM] += len(time) - len(kept)
+        skipped[UNKNOWN_ITEM] += len(time) - len(kept)
         return TrainingLog(
             item_ids=tuple(item_id for _, item_id, _, _ in living),
             contents=tuple(content for _, _, _, content in living),
@@ -165,7 +190,7 @@ class _Reading:
             session=_int32(columns.session)[kept],
             users=len(self._users),
             kinds=tuple(self._kinds),
-            skipped=self._skipped,
+            skipped=skipped,
         )
 
 

@@ -316,8 +316,8 @@ def assert_lists_are_sound(view: LiveView) -> None:
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
 
-def tiny_model(seed: int = 0) -> FrozenModel:
-    """A model that encodes titles into two facets of sixteen codes."""
+def tiny_model(seed: int = 0, half_lives_s: tuple[int, ...] = ()) -> FrozenModel:
+    """A model that encodes titles into two facets of sixteen codes; with half-lives, it has a prior that reads them."""
     from model_runtime.runtime import FrozenModel
 
     return FrozenModel.untrained(
@@ -329,6 +329,7 @@ def tiny_model(seed: int = 0) -> FrozenModel:
         features=FeatureSpec(buckets=256),
         token_dim=4,
         hidden=(4,),
+        half_lives_s=half_lives_s,
         threads=1,
     )
 

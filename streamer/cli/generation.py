@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,7 +11,8 @@ from rich.table import Table
 from schemas.config import Config
 from schemas.errors import NotFoundError, StoreError, UsageError
 from streamer.asking import ask_daemon, running_daemon
-from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, progress_bar, show
+from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, show
+from streamer.cli._promotion import wait_for_switch
 from streamer.cli._source import Bootstrap, Events, Rate, source_config
 from streamer.cli.replays import replay_into, show_replayed
 from streamer.generations import (
@@ -27,8 +27,7 @@ from streamer.generations import (
     pointer,
     require_generation,
 )
-
-_ASK_EVERY_S: Final = 0.2
+from streamer.refreshing import refreshed
 
 Name = Annotated[str, typer.Argument(help="Generation.")]
 
@@ -56,11 +55,24 @@ def list_(
         row["role"] = "current" if name == at.current else "previous" if name == at.previous else ""
 
     def table() -> Table:
-        out = grid(f"{len(rows)} generations", "generation", "role", "model", "shards", "items", "records applied")
+        out = grid(
+            f"{len(rows)} generations",
+            "generation",
+            "role",
+            "model",
+            "shards",
+            "items",
+            "records applied",
+            "codes changed",
+        )
         for row in rows:
             shards = ",".join(map(str, row["shards"])) or "none"
             applied = str(sum(row["offsets"].values()))
-            out.add_row(row["generation"], row["role"], row["model_hash"][:12], shards, str(row["items_live"]), applied)
+            facets = [] if row["refreshed"] is None else row["refreshed"]["facets"]
+            known = [facet["changed"] for facet in facets if facet["changed"] is not None]
+            changed = " ".join(f"{share:.0%}" for share in known)
+            items = str(row["items_live"])
+            out.add_row(row["generation"], row["role"], row["model_hash"][:12], shards, items, applied, changed)
         return out
 
     show({"current": at.current, "previous": at.previous, "generations": rows}, as_json, table)
@@ -72,11 +84,13 @@ def _described(found: Config, name: str) -> dict[str, Any]:
     own = model_path(found.data_dir, name)
     model_hash = read_manifest(own).model_hash if own.exists() else ""
     row: dict[str, Any] = {"generation": name, "model_hash": model_hash, "shards": local_shards(found.data_dir, name)}
-    row |= {"items_live": 0, "offsets": {}}
+    row |= {"items_live": 0, "offsets": {}, "refreshed": None}
     if row["shards"]:
         with open_for_reading(found, name) as stores:
             row["items_live"] = sum(store.totals().items_live for store in stores.values())
             row["offsets"] = {key: at for store in stores.values() for key, at in store.offsets().items()}
+            done = refreshed(stores.values())
+            row["refreshed"] = None if done is None else done.model_dump(mode="json")
     return row
 
 
@@ -128,7 +142,8 @@ def promote(
         raise UsageError(f"generation {name} is in use already")
     url = running_daemon(found.data_dir)
     if url is not None:
-        _promote_through(url, name)
+        ask_daemon(url, "/promote", {"generation": name})
+        wait_for_switch(url, name)
     else:
         if not force:
             _check_not_behind(found, name, at.current)
@@ -159,24 +174,6 @@ def drop(
     found = config(config_file, data_dir, verbose)
     freed = drop_generation(found.data_dir, name)
     show({"dropped": name, "bytes": freed}, as_json, lambda: f"generation {name} dropped, {freed / 1e6:.1f} MB freed")
-
-
-def _promote_through(url: str, name: str) -> None:
-    ask_daemon(url, "/promote", {"generation": name})
-    with progress_bar() as bar:
-        task = bar.add_task(f"records {name} is behind", total=None)
-        while True:
-            status = ask_daemon(url, "/status")
-            if status["generation"] == name:
-                return
-            promotion = status["promotion"] or {}
-            if promotion.get("state") == "failed":
-                raise StoreError(
-                    f"generation {name} was not promoted: {promotion['error']}; {status['generation']} goes on"
-                )
-            behind = sum(sum(row.get("lag", {}).values()) for row in promotion.get("shards", []))
-            bar.update(task, completed=behind)
-            time.sleep(_ASK_EVERY_S)
 
 
 def _offsets(found: Config, generation: str) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -173,23 +174,18 @@ def train(
     flags = {"codewords": codewords, "seed": seed}
     given |= {name: value for name, value in flags.items() if value is not None}
     files: dict[str, Any] = {"checkpoint": checkpoint, "curves": curves, "device": device}
-    try:
-        with progress_bar() as bar:
-            if before is None:
-                wanted = TrainingConfig.model_validate(given | ({} if steps is None else {"steps": steps}))
-                task = bar.add_task("steps", total=wanted.steps)
-                manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
-            else:
-                if steps is not None:
-                    given = laid_over(given, {"refresh": {"steps": steps}})
-                task = bar.add_task("steps", total=None)
-                manifest = refresh_artifact(
-                    events, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
-                )
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"training settings: {where}: {problem['msg']} (given: {problem['input']!r})") from None
+    with progress_bar() as bar, settings_errors():
+        if before is None:
+            wanted = TrainingConfig.model_validate(given | ({} if steps is None else {"steps": steps}))
+            task = bar.add_task("steps", total=wanted.steps)
+            manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
+        else:
+            if steps is not None:
+                given = laid_over(given, {"refresh": {"steps": steps}})
+            task = bar.add_task("steps", total=None)
+            manifest = refresh_artifact(
+                events, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
+            )
 
     def table() -> Group:
         rows = grid(f"{manifest.name} {manifest.version} -> {out_dir}", "metric", "value", right=("value",))
@@ -198,3 +194,18 @@ def train(
         return Group(rows, "next: facetstream run --model " + str(out_dir))
 
     show(manifest, as_json, table)
+
+
+@contextmanager
+def settings_errors() -> Iterator[None]:
+    """Training settings that are none become a clear message.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"training settings: {where}: {problem['msg']} (given: {problem['input']!r})") from None

@@ -12,13 +12,26 @@ from typing import Final
 
 from indexer.failpoints import POINTS
 from indexer.snapshots import SnapshotFollower
-from schemas.errors import NotFoundError
-from streamer.generations import current_generation, generations
+from model_runtime import artifact as artifacts
+from model_runtime.published import newest
+from schemas.errors import NotFoundError, UsageError
+from streamer.generations import current_generation, generations, load_model
 from streamer.publishing import url_of
+from tests.builders import random_log, write_log
 from tests.chaos.rig import PARTITIONS, ChaosError, Process, Rig
 from tests.kafka.broker import Broker
 
 KILLED: Final = -signal.SIGKILL
+_TRAINING: Final = """
+codewords = 4
+dim = 4
+token_dim = 4
+hidden = [4]
+steps = 3
+labels = [{ name = "next", kind = "next" }]
+[features]
+buckets = 256
+"""
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,50 @@ def _promoting(name: str) -> Callable[[Rig, random.Random], bool]:
     return strike
 
 
+def _refreshing(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, _dice: random.Random) -> bool:
+        """To the model that encodes alike and has another prior, so that either generation means the same."""
+        twin = "model" if load_model(rig.config).manifest.prior is not None else "twin"
+        daemon = rig.daemon(failpoints=f"{name}=kill")
+        if rig.caught_up(daemon):
+            with contextlib.suppress(UsageError):  # it goes on with one that an earlier fault has left undone
+                rig.ask(daemon, "/refresh", {"model": str(rig.folder / twin)})
+        daemon.until(
+            lambda: daemon.count("promotion_failed") + daemon.count("generation_promoted") > 0, "the end of the refresh"
+        )
+        beside = name in {"refresh.encoded", "refresh.filed", "refresh.renamed"}
+        reached = daemon.count("promotion_failed") > 0 if beside else daemon.process.poll() == KILLED
+        daemon.kill()
+        return reached
+
+    return strike
+
+
+def _training(name: str) -> Callable[[Rig, random.Random], bool]:
+    def strike(rig: Rig, _dice: random.Random) -> bool:
+        """The index has no part in it: what lies there must be whole, and the next trainer must get on with it."""
+        folder = rig.folder / f"training-{rig.starts}"
+        models = folder / "models"
+        write_log(folder / "log", random_log(rig.starts, 600, 1))
+        (folder / "settings.toml").write_text(_TRAINING)
+        command = ["trainer", "--once", "--events", str(folder / "log"), "--models", str(models)]
+        command += ["--settings", str(folder / "settings.toml")]
+        _ended_there(Process(folder / "killed.log", command, FACETSTREAM_FAILPOINTS=f"{name}=kill"))
+        whole = newest(models)
+        if (whole is not None) != (name == "artifact.published"):
+            raise ChaosError(f"after a kill at {name} the newest artifact is {whole}")
+        again = Process(folder / "again.log", command)
+        if again.end() != (0 if whole is None else 2):
+            raise ChaosError(f"the trainer did not go on:\n{again.said()[-3_000:]}")
+        found = newest(models)
+        if found is None:
+            raise ChaosError("the trainer published nothing")
+        artifacts.load(found)
+        return True
+
+    return strike
+
+
 _STRIKES: Final[dict[str, Callable[[str], Callable[[Rig, random.Random], bool]]]] = {
     "checkpoint": _checkpointing,
     "restore": _restoring,
@@ -183,6 +240,8 @@ _STRIKES: Final[dict[str, Callable[[str], Callable[[Rig, random.Random], bool]]]
     "generation": _making,
     "promote": _promoting,
     "shard": _closing,
+    "refresh": _refreshing,
+    "artifact": _training,
 }
 
 

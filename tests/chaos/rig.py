@@ -159,6 +159,7 @@ class Rig:
     def __init__(self, folder: Path, bootstrap: str, run: str, seed: int) -> None:
         self.folder = folder
         tiny_model().save(folder / "model")
+        tiny_model(half_lives_s=(3_600,)).save(folder / "twin")
         names = {"name": "rough", "folder": folder, "bootstrap": bootstrap, "run": run}
         self.file, self.calm_file = folder / "rough.toml", folder / "calm.toml"
         self.file.write_text(_SETTINGS.format(**names))

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -16,19 +16,19 @@ from schemas.config import KafkaConfig
 from streamer.generations import Pointer, generations, load_model, pointer
 from streamer.replay import replay
 from streamer.shards import Generation
+from tests.asking import KNOWN_LINES, Asking, send_while
 from tests.builders import random_log, tiny_model
 from tests.conftest import FreshTopics
-from tests.daemons import Daemon, World
+from tests.daemons import World
 
 pytestmark = pytest.mark.slow
 
 FIRST, SECOND = "g000001", "g000002"
-KNOWN = b'{"type":"item.created","item_id":"known","occurred_at":1,"title":"word1 word2"}'
 
 
 def lines(seed: int, events: int) -> dict[str, list[bytes]]:
     found = random_log(seed, events)
-    found["items-00000"].insert(0, KNOWN)
+    found["items-00000"] = KNOWN_LINES["items-00000"] + found["items-00000"]
     return found
 
 
@@ -50,32 +50,6 @@ def kafka_world(tmp_path: Path, fresh_topics: FreshTopics) -> Iterator[World]:
         found.settings("data", together=False)
         found.send(lines(31, 1_500))
         yield found
-
-
-class Asking:
-    """Asks for neighbours of an item again and again; ``answers`` counts, ``wrong`` holds what was no answer."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self.answers = 0
-        self.wrong: list[Any] = []
-        self._daemon = daemon
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        while not self._over.wait(0.01):
-            code, reply = self._daemon.ask("/query", {"items": ["known"], "k": 5, "seed": 1})
-            self.answers += 1
-            if code != 200 or not reply["results"] or reply["missing"]:
-                self.wrong.append((code, reply))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def create_beside(world: World) -> Any:
@@ -116,13 +90,6 @@ def test_a_new_model_takes_over_without_losing_an_event_or_an_answer(
     fresh, letters = world.undisturbed("other")
     assert not differences(fresh, world.state("data"))
     assert world.letters("data") == dict.fromkeys(letters, 1)
-
-
-def send_while(world: World, over: threading.Event) -> None:
-    for seed in range(40, 100):
-        world.send(random_log(seed, 60))
-        if over.wait(0.05):
-            return
 
 
 @pytest.mark.kafka
