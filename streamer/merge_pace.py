@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+AT_ONCE: Final = 128
+"""Members that the merges of a round move at most in each facet while events come: planning thousands of merges keeps
+the interpreter, and applying them the writer, for a second."""
 _REST: Final = 9
 """Times as long as merging took: it has a tenth of the time then."""
 

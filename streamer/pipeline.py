@@ -24,7 +24,7 @@ from streamer.batching import Prepared
 from streamer.dead_letters import DeadLetterSink, TopicDeadLetters
 from streamer.decode import Decoder
 from streamer.inbox import Change, Inbox, InboxClosedError
-from streamer.merge_pace import rest_s
+from streamer.merge_pace import AT_ONCE, rest_s
 from streamer.metrics import Metrics
 from streamer.reader import Reader, Span
 from streamer.sources.base import Partition, Source, Stream
@@ -380,7 +380,8 @@ class Pipeline:
             while not self._stop.is_set():
                 began = time.monotonic()
                 merges = began > merge_at
-                done = self.compactor.round(merges=merges)
+                flowing = began - self.progress.applied_at < _TURN_S
+                done = self.compactor.round(merges=merges, merge_items=AT_ONCE if flowing else None)
                 if merges:
                     now = time.monotonic()
                     merge_at = now + rest_s(

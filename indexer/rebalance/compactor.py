@@ -86,8 +86,12 @@ class Compactor:
         self._parted: deque[Parted] = deque(maxlen=_PARTED)
         self._forgot_at = -math.inf
 
-    def round(self, *, merges: bool = True) -> Round:
+    def round(self, *, merges: bool = True, merge_items: int | None = None) -> Round:
         """One bounded round: about ``round_items`` members moved, about ``round_ms`` of the writer's time taken.
+
+        Args:
+            merges: whether leaves are merged.
+            merge_items: members that merges move at most in each facet; None: as many as the round may.
 
         Raises:
             StoreError: if the disk refuses.
@@ -100,7 +104,9 @@ class Compactor:
         parted = tuple(self._parted)
         self._parted.clear()
         done, spent_ms = Round(), 0.0
-        with closing(plan_round(self._view, bounds, self._config, merges=merges, parted=parted)) as plans:
+        with closing(
+            plan_round(self._view, bounds, self._config, merges=merges, merge_items=merge_items, parted=parted)
+        ) as plans:
             for plan in plans:
                 if isinstance(plan, SplitPlan | MergePlan):
                     failpoint("split.planned" if isinstance(plan, SplitPlan) else "merge.planned")

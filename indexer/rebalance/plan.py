@@ -29,6 +29,7 @@ def plan_round(
     config: RebalanceConfig,
     *,
     merges: bool,
+    merge_items: int | None = None,
     parted: Sequence[Parted] = (),
 ) -> Generator[Plan, None, None]:
     """Plans that move about ``round_items`` members; nothing when nothing is to do.
@@ -42,6 +43,7 @@ def plan_round(
         bounds: (B_low, B_upp).
         config: fill, seed, budget and weights.
         merges: whether undersized leaves, and those with an old centroid, are looked at.
+        merge_items: members that merges move at most in each facet, each leaf counting as one; None: what is left.
         parted: splits whose new borders have not been looked at.
     """
     facets = range(len(view.facets))
@@ -71,7 +73,8 @@ def plan_round(
     for facet in facets if merges else ():
         if budget <= 0:
             return
-        found, spent = plan_merges(view, facet, bounds, config.fill, budget)
+        most = budget if merge_items is None else min(budget, merge_items)
+        found, spent = plan_merges(view, facet, bounds, config.fill, most)
         budget -= spent
         yield from found
     for facet in facets if merges else ():

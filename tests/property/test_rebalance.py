@@ -200,6 +200,27 @@ def test_items_that_come_and_go_do_not_make_leaves_flap(tmp_path: Path) -> None:
         assert_at_rest(index)
 
 
+def test_merges_go_step_by_step_where_that_is_asked_for_in_every_facet_at_once(tmp_path: Path) -> None:
+    index, chosen = with_index(tmp_path, low=16, high=64)
+    with index:
+        fill(index, range(100))
+        plans = [
+            plan
+            for plan in plan_round(index.view, (16, 64), chosen.rebalance, merges=True, merge_items=3)
+            if isinstance(plan, MergePlan)
+        ]
+        gone: Counter[int] = Counter()
+        for plan in plans:
+            gone[plan.facet] += len(plan.leaves)
+        assert all(1 <= gone[facet] <= 3 for facet in range(FACETS)), gone
+
+        compactor = index.compactor(chosen)
+        while not compactor.round(merge_items=3).idle:
+            assert_view_is_loaded(index)
+        assert_sound(index.store)
+        assert compactor.round().idle
+
+
 def test_bounds_follow_the_number_of_items_when_they_are_not_configured(tmp_path: Path) -> None:
     chosen = config(rebalance={})
     index = open_index(tmp_path / "store", chosen)

@@ -303,8 +303,8 @@ def test_what_the_compactor_stumbles_over_ends_the_run(model: FrozenModel, tmp_p
             super()._rebalance()
 
     class Broken:
-        def round(self, *, merges: bool) -> Any:
-            raise ZeroDivisionError(f"planning with merges {merges}")
+        def round(self, *, merges: bool, merge_items: int | None) -> Any:
+            raise ZeroDivisionError(f"planning with merges {merges}, {merge_items}")
 
         def overloaded(self) -> bool:
             return False
