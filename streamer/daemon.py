@@ -35,7 +35,6 @@ from streamer.generations import (
     load_model,
     local_shards,
     make_generation,
-    point_to,
     release_shard,
     require_generation,
 )
@@ -388,7 +387,7 @@ class Daemon:
     def _switch(self, promotion: Promotion) -> None:
         """Every shard of the new generation has caught up: it answers from now on, and the old one is closed."""
         old, new = self.serving, promotion.generation
-        (switch_to if promotion.refresh else point_to)(self.config.data_dir, new.name, old.name)
+        switch_to(self.config.data_dir, new.name, old.name)
         leaving = list(self.shards.values())
         self.shards, self.serving, self.promotion = promotion.shards, new, None
         self.promoted = promotion.end("done")

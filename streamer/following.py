@@ -70,16 +70,15 @@ class Following:
 
     def _turn(self) -> None:
         daemon = self._daemon
-        if daemon.promotion is not None or not daemon.caught_up:
+        if time.monotonic() < self._not_before or daemon.promotion is not None or not daemon.caught_up:
             return
         if self._begun is not None:
             if daemon.serving.name != self._begun:  # it failed, which was told
-                self._not_before = time.monotonic() + _AGAIN_S
-            elif self._config.model.follow is not None:
+                self._begun, self._not_before = None, time.monotonic() + _AGAIN_S
+                return
+            if self._config.model.follow is not None:
                 drop_served(self._config.data_dir)
             self._begun = None
-        if time.monotonic() < self._not_before:
-            return
         artifact = self._newer() or self._unfinished()
         if artifact is not None:
             self._begun = daemon.refresh(artifact).generation.name

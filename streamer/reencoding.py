@@ -157,8 +157,7 @@ def make_of_image(
     meta = store_meta(model, generation.name, config.counters.half_lives_s)
     done = reencode(image, meta, model.codewords, encoder_of(model), config, progress)
     try:
-        if config.source.kind != "kafka":
-            _carry_letters(config, before, generation.name, number, image)
+        _carry_letters(config, before, generation.name, number, image)
         failpoint("refresh.filed")
         for path in (*image.iterdir(), image):
             sync_path(path)
@@ -174,13 +173,12 @@ def make_of_image(
 
 
 def _carry_letters(config: Config, before: str, generation: str, number: int, image: Path) -> None:
-    """Letters in a file are a generation's own: those of what the image has applied."""
+    """Where letters go to a file each generation has its own: those of what the image has applied."""
+    source, into = (dead_letter_path(config.data_dir, name, number) for name in (before, generation))
+    if not source.exists():
+        return
     with Store.open(image) as store:
         size = store.totals().dead_letter_position
-    source, into = (dead_letter_path(config.data_dir, name, number) for name in (before, generation))
-    letters = b""
-    if size and source.exists():
-        with source.open("rb") as file:
-            letters = file.read(size)
-    into.write_bytes(letters)
+    with source.open("rb") as file:
+        into.write_bytes(file.read(size or 0))
     sync_path(into)

@@ -1,7 +1,7 @@
 """Generations that begin as a copy of the one in use, encoded anew with another model.
 
 Beside its model and shards such a generation has a file ``refreshing`` until it is promoted: what a process that was
-killed left unfinished is found by it, and gone on with. A generation that gave its place to such a one has a file
+killed left unfinished is found by it, and gone on with. A generation that gave its place to another has a file
 ``served``: once it is not the one before either, nobody goes back to it.
 """
 
@@ -123,7 +123,7 @@ def unfinished_generations(data_dir: Path) -> list[str]:
 
 
 def switch_to(data_dir: Path, generation: str, before: str) -> None:
-    """As :func:`streamer.generations.point_to`, and note that nothing is left to do.
+    """As :func:`streamer.generations.point_to`, and note that one served and nothing is left to do for the other.
 
     Raises:
         StoreError: if the disk refuses.

@@ -23,11 +23,10 @@ from streamer.generations import (
     model_path,
     next_name,
     open_for_reading,
-    point_to,
     pointer,
     require_generation,
 )
-from streamer.refreshing import refreshed
+from streamer.refreshing import refreshed, switch_to
 
 Name = Annotated[str, typer.Argument(help="Generation.")]
 
@@ -148,7 +147,7 @@ def promote(
         if not force:
             _check_not_behind(found, name, at.current)
         _check_not_ahead(found, name, at.current)
-        point_to(found.data_dir, name, at.current)
+        switch_to(found.data_dir, name, at.current)
     show({"current": name, "previous": at.current}, as_json, lambda: f"generation {name} is in use; was {at.current}")
 
 

@@ -13,8 +13,12 @@ from benchmarks.load import crowd_lines, embeddings, engagement_lines, item_id, 
 from benchmarks.report import Result, alternating
 from schemas.events import ENGAGEMENT, ITEM_EVENT
 
-SMALL = {"retrieval": ["--requests", "20"], "recovery": ["--size", "500"]}
-SLOW = {"recovery": [pytest.mark.slow]}  # it starts the daemon three times
+SMALL = {
+    "retrieval": ["--requests", "20"],
+    "recovery": ["--size", "500"],
+    "refresh": ["--rate", "20", "--calm", "0.5", "--first-steps", "4"],
+}
+SLOW = {"recovery": [pytest.mark.slow], "refresh": [pytest.mark.slow]}  # they start the daemon and other commands
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, [])) for name in NAMES])
