@@ -68,6 +68,14 @@ class RefreshConfig(_Section):
 
     steps: int = Field(default=15, ge=1, description="optimiser steps for each span; in all no more than a training's")
     span_s: int = Field(default=3_600, ge=1, description="learn from so much before the end, at least all that is new")
+    look_back_s: int = Field(
+        default=0,
+        ge=0,
+        description="learn also from so much before the end, so that items silent now keep their place among others",
+    )
+    half_life_s: float | None = Field(
+        default=None, gt=0, description="what happened so long before the end is drawn half as often; unset: all alike"
+    )
     rate: float = Field(default=0.5, gt=0, description="learning rates as a share of training's; not decayed")
     codebook_rate: float = Field(
         default=0.2, ge=0, description="the same for codewords: the slower they move, the fewer items change leaves"
@@ -133,6 +141,11 @@ class TrainingConfig(_Section):
     )
     moments: int = Field(
         default=8, ge=1, description="counts and ages are taken so many times within such a stretch; pairs use the last"
+    )
+    half_life_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="steps lie half as often in what happened so long before the end; unset: all alike",
     )
     temperature: float = Field(default=0.15, gt=0, description="tau of the softmax")
     prior: PriorConfig = PriorConfig()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from schemas.training import TrainingConfig
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 NO_COLUMN: Final = -1e9  # not infinite: a row without any column still has a gradient, zero
 
@@ -92,12 +93,15 @@ class BatchSource:
         config: pairs, columns, moments, labels.
         from_ms: candidates are engaged from this moment on
         to_ms: to before this one; nothing at or after it is looked at.
+        half_life_s: a cell is drawn half as often for each so much time between it and the end; None: all alike.
 
     Attributes:
         idle: names of the facets for which the span has no pair.
     """
 
-    def __init__(self, log: TrainingLog, config: TrainingConfig, from_ms: int, to_ms: int) -> None:
+    def __init__(
+        self, log: TrainingLog, config: TrainingConfig, from_ms: int, to_ms: int, half_life_s: float | None = None
+    ) -> None:
         self._config = config
         self._created_at = log.created_at
         half_lives = config.prior.half_lives_s
@@ -114,6 +118,7 @@ class BatchSource:
         self._times = log.time[begin:end]
         self._cells: dict[int, _Cell] = {}
         self._count = max(1, len(self._times) // config.cell_engagements)
+        self._chances = None if half_life_s is None else self._recency(half_life_s)
 
     def latest(self, items: Int64Array, before_ms: int) -> Int64Array:
         """(n,) when each item was last engaged with before a moment, or else created."""
@@ -124,7 +129,7 @@ class BatchSource:
     def draw(self, rng: np.random.Generator) -> Batch:
         """The next batch."""
         config = self._config
-        cell = self._cell(int(rng.integers(self._count)))
+        cell = self._cell(self._number(rng))
         begin, end = int(cell.moments[0]), int(cell.moments[-1])
         drawn = [
             self._born(sampler.draw(config.pairs, config.triggers, (begin, end), rng), cell)
@@ -170,6 +175,21 @@ class BatchSource:
         born = np.flatnonzero(self._created_at[pairs.candidate] <= cell.moments[moment])
         kept = Pairs(pairs.trigger[born], pairs.weight[born], pairs.candidate[born], pairs.time[born])
         return kept, moment[born]
+
+    def _number(self, rng: np.random.Generator) -> int:
+        """Of the cell of the next batch."""
+        if self._chances is None:
+            return int(rng.integers(self._count))
+        return min(int(np.searchsorted(self._chances, rng.random(), side="right")), self._count - 1)
+
+    def _recency(self, half_life_s: float) -> Float64Array:
+        """(cells,) ascending to 1, the chance that the next cell is this one or an earlier one."""
+        if not len(self._times):
+            return np.ones(1)
+        last = np.linspace(0, len(self._times), self._count + 1).astype(np.int64)[1:] - 1
+        age_s = (self._times[-1] - self._times[last]) / 1_000
+        chances = np.cumsum(0.5 ** (age_s / half_life_s))
+        return np.asarray(chances / chances[-1], np.float64)
 
     def _cell(self, number: int) -> _Cell:
         if number not in self._cells:

@@ -53,12 +53,21 @@ class Learning:
         from_ms: candidates are engaged from here
         to_ms: to before here.
         device: where to compute.
+        half_life_s: how soon what happened is drawn half as often (:class:`BatchSource`).
     """
 
-    def __init__(self, state: TrainingState, log: TrainingLog, from_ms: int, to_ms: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        state: TrainingState,
+        log: TrainingLog,
+        from_ms: int,
+        to_ms: int,
+        device: torch.device,
+        half_life_s: float | None = None,
+    ) -> None:
         self._state, self._device = state, device
         self.config = config = state.config
-        self.source = BatchSource(log, config, from_ms, to_ms)
+        self.source = BatchSource(log, config, from_ms, to_ms, half_life_s)
         features = extract(log.contents, config.features, log.item_ids)
         rows, numbered = np.unique(features.tokens, return_inverse=True)
         self._features = replace(features, tokens=numbered.astype(np.int32))

@@ -128,7 +128,7 @@ class Trainer:
             self.state.span = span
         with _threads(self.config.threads):
             began = time.monotonic()
-            learning = Learning(self.state, log, begin, held, self._device)
+            learning = Learning(self.state, log, begin, held, self._device, self.config.half_life_s)
             for name in learning.source.idle:
                 label = next(label for label in self.config.labels if label.name == name)
                 raise UsageError(
@@ -166,13 +166,15 @@ class Trainer:
             raise UsageError("there is no model to go on from; fit one first")
         config = self.config
         log = log.before(until_ms)
-        from_ms = min(before.to_ms, until_ms - 1_000 * config.refresh.span_s)
+        span_ms, back_ms = 1_000 * config.refresh.span_s, 1_000 * config.refresh.look_back_s
+        new_ms = until_ms - min(before.to_ms, until_ms - span_ms)
+        from_ms = until_ms - max(new_ms, back_ms)
         new = len(log.time) - int(np.searchsorted(log.time, before.to_ms))
         with _threads(config.threads):
             began = time.monotonic()
             part = log.of_items(_living(log, from_ms, config.alive_s))
             if steps is None:
-                spans = max(1, round((until_ms - from_ms) / (1_000 * config.refresh.span_s)))
+                spans = max(1, round(new_ms / span_ms))
                 steps = min(config.steps, config.refresh.steps * spans)
             made = self._go_on(part, from_ms, until_ms, steps, on_step)
             self.state.window = TrainingWindow(
@@ -248,7 +250,7 @@ class Trainer:
 
     def _go_on(self, log: TrainingLog, from_ms: int, to_ms: int, steps: int, on_step: OnStep | None) -> int:
         """Steps at constant rates on a span; none where it holds no pair."""
-        learning = Learning(self.state, log, from_ms, to_ms, self._device)
+        learning = Learning(self.state, log, from_ms, to_ms, self._device, self.config.refresh.half_life_s)
         if len(learning.source.idle) == len(self.config.labels):
             return 0
         refresh = self.config.refresh

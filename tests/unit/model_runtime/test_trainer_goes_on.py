@@ -234,6 +234,20 @@ def test_a_longer_gap_is_made_up_for_with_more_steps(fitted, tmp_path):
     assert fresh_copy(fitted, tmp_path).refresh(made_up_log(), HALF + 1_800_000, steps=2).steps == 2
 
 
+def test_a_refresh_that_looks_back_learns_again_of_what_was_before(fitted, tmp_path):
+    """Nobody likes anything any more: only those who look back find pairs for that facet."""
+    log = made_up_log()
+    disliked = changed(log, value=np.where(log.time >= HALF, 1, log.value).astype(np.float32))
+    grown = []
+    for back in (0, 1_200):
+        refresh = RefreshConfig(steps=5, span_s=600, look_back_s=back)
+        state = fresh_copy(fitted, tmp_path).state.with_settings({"refresh": refresh.model_dump()})
+        before = state.second["codewords"].copy()
+        assert Trainer(state).refresh(disliked, HALF + 600_000).steps == 5
+        grown.append((state.second["codewords"] > before).any(axis=(1, 2, 3)).tolist())
+    assert grown == [[True, False], [True, True]]
+
+
 def test_a_quiet_span_makes_no_steps(fitted, tmp_path):
     trainer = fresh_copy(fitted, tmp_path)
     log = made_up_log().before(HALF)

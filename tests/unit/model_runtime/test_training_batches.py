@@ -140,3 +140,21 @@ def test_facets_without_pairs_are_named(log):
     labels = (FacetLabel(name="next", kind="next"), FacetLabel(name="liked", kind="explicit"))
     assert BatchSource(log, config(labels=labels), 0, SPAN).idle == ("liked",)
     assert BatchSource(log, config(labels=labels), SPAN, SPAN + 1).idle == ("next", "liked")
+
+
+def test_what_happened_lately_is_drawn_more_often(log):
+    """Five cells of as many engagements; without a half-life each comes as often as the others."""
+    counts = {}
+    for half_life_s in (None, SPAN / 5 / 1_000):
+        source, rng = BatchSource(log, config(), 0, SPAN, half_life_s), np.random.default_rng(0)
+        begins = [int(moments_of(source.draw(rng), log, config())[0]) for _ in range(300)]
+        _, counts[half_life_s] = np.unique(begins, return_counts=True)
+    alike, lately = counts.values()
+    assert alike.min() > 30
+    assert len(lately) == 5
+    assert (lately[1:] > lately[:-1]).all()
+    assert lately[-1] > 3 * lately[0]
+
+
+def test_a_span_without_engagements_can_be_asked_with_a_half_life(log):
+    assert BatchSource(log, config(), SPAN, SPAN + 1, 60.0).idle == ("next",)
