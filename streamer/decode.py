@@ -140,7 +140,9 @@ class Decoder:
                 if value is None:
                     when = now_ms if records.timestamps is None else records.timestamps[row]
                     # A record of a very old producer has no time, which Kafka gives as -1.
-                    event: AnyEvent = _tombstone(key, now_ms if when < 0 else when, items=items)
+                    if not items:
+                        raise RecordError(Reason.INVALID, "an engagement record has no value")
+                    event: AnyEvent = tombstone(key, now_ms if when < 0 else when)
                 elif len(value) > max_bytes:
                     raise RecordError(
                         Reason.OVERSIZED, f"{len(value)} bytes or more, limits.max_record_bytes is {max_bytes}"
@@ -182,10 +184,12 @@ class Decoder:
         )
 
 
-def _tombstone(key: bytes | None, when_ms: int, *, items: bool) -> ItemDeleted:
-    """A null value on the items topic deletes its key's item, as of the record's time."""
-    if not items:
-        raise RecordError(Reason.INVALID, "an engagement record has no value")
+def tombstone(key: bytes | None, when_ms: int) -> ItemDeleted:
+    """A null value on the items topic deletes its key's item, as of the record's time, epoch milliseconds.
+
+    Raises:
+        RecordError: the key is no identifier.
+    """
     try:
         item_id = "" if key is None else key.decode()
         return ItemDeleted(type="item.deleted", item_id=item_id, occurred_at=min(when_ms, LATEST_MS))

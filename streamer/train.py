@@ -9,16 +9,18 @@ from pathlib import Path
 import orjson
 
 from model_runtime import artifact as artifacts
+from model_runtime.training.data import TrainingLog
 from model_runtime.training.state import TrainingState
 from model_runtime.training.trainer import OnStep, Trainer
 from schemas.artifact import ArtifactManifest
 from schemas.errors import UsageError
 from schemas.training import TrainingConfig
 from streamer.training_data import read_training_log
+from streamer.training_topics import TopicSpan, read_training_topics
 
 
 def train_artifact(
-    events: Path,
+    events: Path | TopicSpan,
     out: Path,
     config: TrainingConfig,
     until_ms: int | None,
@@ -28,10 +30,10 @@ def train_artifact(
     curves: Path | None = None,
     device: str = "cpu",
 ) -> ArtifactManifest:
-    """Train on an event log and write the artifact.
+    """Train on an event log, or on a part of the topics, and write the artifact.
 
     Args:
-        events: the event log's directory.
+        events: the event log's directory, or what of the topics is learned from.
         out: the artifact's directory; one that is there is replaced once the new one is whole.
         config: shape and schedule.
         until_ms: nothing at or after this moment is learned from, epoch milliseconds.
@@ -43,10 +45,11 @@ def train_artifact(
 
     Raises:
         UsageError: if there is no event log, or nothing in it to learn from, or the checkpoint is of another training.
+        BrokerError: if the topics cannot be read.
         ArtifactError: if the artifact or the checkpoint cannot be written or read.
     """
     start = config if checkpoint is None or not checkpoint.exists() else _interrupted(checkpoint, config)
-    log = read_training_log(events, until_ms=until_ms)
+    log = _read(events, until_ms)
     trainer = Trainer(start, device)
     progress(trainer.state.step)
     with telling(curves, progress) as on_step:
@@ -55,7 +58,7 @@ def train_artifact(
 
 
 def refresh_artifact(
-    events: Path,
+    events: Path | TopicSpan,
     before: Path,
     out: Path,
     given: dict[str, object],
@@ -69,7 +72,7 @@ def refresh_artifact(
     """Go on from a model with the newest events of a log, and write the next artifact.
 
     Args:
-        events: the event log's directory; it reaches back as far as counts and histories matter.
+        events: as for :func:`train_artifact`; they reach back as far as counts and histories matter.
         before: the artifact's directory, or a checkpoint file, which goes on as if it had never stopped.
         out: as for :func:`train_artifact`; may be ``before``.
         given: training settings that differ from the model's, section by section; the shape is the model's.
@@ -85,7 +88,7 @@ def refresh_artifact(
         ArtifactError: if something cannot be read or written.
     """
     state = starting_state(before, given)
-    log = read_training_log(events, until_ms=until_ms)
+    log = _read(events, until_ms)
     if not len(log.time):
         raise UsageError(f"{events} holds no engagements to go on with")
     until_ms = int(log.time[-1]) + 1  # as for a first training; a later moment would keep the next refresh waiting
@@ -98,6 +101,12 @@ def refresh_artifact(
     with telling(curves, progress) as on_step:
         trainer.refresh(log, until_ms, on_step=on_step)
     return _publish(trainer, out, checkpoint)
+
+
+def _read(events: Path | TopicSpan, until_ms: int | None) -> TrainingLog:
+    if isinstance(events, TopicSpan):
+        return read_training_topics(events, until_ms)
+    return read_training_log(events, until_ms=until_ms)
 
 
 def starting_state(before: Path, given: dict[str, object]) -> TrainingState:

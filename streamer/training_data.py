@@ -1,4 +1,4 @@
-"""An event log as arrays, for training and evaluation.
+"""Events as arrays, for training and evaluation: of an event log, or of what else hands over records.
 
 Training is not ingestion: a line that is no event is counted and skipped here, not set aside as a dead letter.
 """
@@ -13,8 +13,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from model_runtime.training.data import NO_SESSION, TrainingLog
+from schemas.errors import RecordError
 from schemas.events import ENGAGEMENT, ITEM_EVENT, ItemDeleted
-from streamer.sources.base import Stream
+from streamer.decode import tombstone
+from streamer.sources.base import Records, Stream
 from streamer.sources.eventlog import EventLogSource
 
 if TYPE_CHECKING:
@@ -110,20 +112,29 @@ class Reading:
         taken = 0
         while polled := source.poll(_POLL, 0.0):
             for records in polled:
-                take = self._item if records.partition.stream is Stream.ITEMS else self._engagement
-                for value in records.values:
-                    take(value)
+                self.take(records)
                 taken += len(records)
                 if progress is not None:
                     progress(len(records))
         return taken
 
-    def _item(self, value: bytes | None) -> None:
-        try:
-            event = ITEM_EVENT.validate_json(value or b"")
-        except ValidationError:
-            self._skipped[BAD_RECORD] += 1
+    def take(self, records: Records) -> None:
+        """Take consecutive records of one partition; on the items' topic one without a value deletes its key's item."""
+        if records.partition.stream is Stream.ENGAGEMENTS:
+            for value in records.values:
+                self._engagement(value)
             return
+        times = records.timestamps
+        for row, value in enumerate(records.values):
+            try:
+                gone = value is None and times is not None
+                event = tombstone(records.keys[row], times[row]) if gone else ITEM_EVENT.validate_json(value or b"")
+            except (ValidationError, RecordError):
+                self._skipped[BAD_RECORD] += 1
+            else:
+                self._item(event)
+
+    def _item(self, event: ItemCreated | ItemUpdated | ItemDeleted) -> None:
         if self.until_ms is not None and event.occurred_at >= self.until_ms:
             self._skipped[AFTER_UNTIL] += 1
             return

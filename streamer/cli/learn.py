@@ -16,12 +16,15 @@ from rich.progress import Progress
 from schemas.errors import ConfigError, UsageError
 from schemas.settings_files import laid_over, read_toml
 from schemas.training import TrainingConfig
-from streamer.cli._context import AsJson, Verbose, config, err, grid, moment_ms, progress_bar, show
+from streamer.cli._context import AsJson, ConfigFile, Verbose, config, err, grid, moment_ms, progress_bar, show
+from streamer.cli._source import Bootstrap, Events, source_config
 from streamer.importers.globo import import_globo
 from streamer.importers.movielens import import_movielens
 
 if TYPE_CHECKING:
+    from schemas.config import Config
     from streamer.demo import DemoOutcome
+    from streamer.training_topics import TopicSpan
 
 
 class DataSet(StrEnum):
@@ -142,8 +145,19 @@ def import_(
 
 
 def train(
-    events: Annotated[Path, typer.Option(help="Event log directory.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Artifact directory to write.")],
+    events: Events = None,
+    bootstrap: Bootstrap = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="Of topics: earliest, an offset, or a time (RFC 3339).", show_default="earliest"),
+    ] = None,
+    stop: Annotated[
+        str | None,
+        typer.Option(
+            "--to", help="Of topics: latest, an offset, or a time; not itself included.", show_default="latest"
+        ),
+    ] = None,
     until: Annotated[
         str | None, typer.Option(help="Learn from events before this time only; RFC 3339 or epoch milliseconds.")
     ] = None,
@@ -162,13 +176,14 @@ def train(
     ] = None,
     curves: Annotated[Path | None, typer.Option(help="File to add the losses of each step to, JSON lines.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    config_file: ConfigFile = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Co-train encoder, codebook and prior on an event log, or go on from a model; and export the artifact."""
+    """Co-train encoder, codebook and prior on an event log or on topics, or go on from a model; export the artifact."""
     from streamer.train import refresh_artifact, train_artifact  # noqa: PLC0415  # loads torch
 
-    config(None, None, verbose)
+    learned_from = _learned_from(source_config(config_file, None, verbose, events, bootstrap, None), start, stop)
     until_ms = moment_ms("--until", until)
     given = {} if settings_file is None else read_toml(settings_file, "training settings")
     flags = {"codewords": codewords, "seed": seed}
@@ -178,13 +193,13 @@ def train(
         if before is None:
             wanted = TrainingConfig.model_validate(given | ({} if steps is None else {"steps": steps}))
             task = bar.add_task("steps", total=wanted.steps)
-            manifest = train_artifact(events, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
+            manifest = train_artifact(learned_from, out_dir, wanted, until_ms, lambda n: bar.advance(task, n), **files)
         else:
             if steps is not None:
                 given = laid_over(given, {"refresh": {"steps": steps}})
             task = bar.add_task("steps", total=None)
             manifest = refresh_artifact(
-                events, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
+                learned_from, before, out_dir, given, until_ms, lambda n: bar.advance(task, n), **files
             )
 
     def table() -> Group:
@@ -194,6 +209,20 @@ def train(
         return Group(rows, "next: facetstream run --model " + str(out_dir))
 
     show(manifest, as_json, table)
+
+
+def _learned_from(found: Config, start: str | None, stop: str | None) -> Path | TopicSpan:
+    from streamer.training_topics import TopicSpan  # noqa: PLC0415  # loads Kafka's client
+
+    if found.source.kind == "kafka":
+        return TopicSpan(found, start or "earliest", stop or "latest")
+    if found.source.path is None:
+        raise UsageError("source.kind is eventlog but source.path is not set; give --events DIRECTORY")
+    if start is not None or stop is not None:
+        raise UsageError(
+            "--from and --to bound what is read of topics; of an event log --until leaves out what is later"
+        )
+    return found.source.path
 
 
 @contextmanager
