@@ -127,8 +127,10 @@ class Reading:
         times = records.timestamps
         for row, value in enumerate(records.values):
             try:
-                gone = value is None and times is not None
-                event = tombstone(records.keys[row], times[row]) if gone else ITEM_EVENT.validate_json(value or b"")
+                if value is None and times is not None:
+                    event: ItemCreated | ItemUpdated | ItemDeleted = tombstone(records.keys[row], times[row])
+                else:
+                    event = ITEM_EVENT.validate_json(value or b"")
             except (ValidationError, RecordError):
                 self._skipped[BAD_RECORD] += 1
             else:
