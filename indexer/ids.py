@@ -70,10 +70,7 @@ class Ids:
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """(n,) ordinals, -1 where an id was never seen."""
-        try:
-            encoded = [item_id.encode() for item_id in item_ids]
-        except UnicodeEncodeError:  # half a surrogate pair, which no item has
-            encoded = [item_id.encode(errors="surrogatepass") for item_id in item_ids]
+        encoded = encode(item_ids)
         out = np.empty(len(encoded), np.int64)
         wanted = np.frombuffer(b"".join(encoded), np.uint8)
         kernels.find(self._table, self._offsets, self._text, _lengths(encoded), wanted, out)
@@ -104,6 +101,14 @@ class Ids:
             self._table = larger
         self.distinct += kernels.insert(self._table, self._offsets, self._text, first, last)
         self._count = last
+
+
+def encode(item_ids: Sequence[str]) -> list[bytes]:
+    """As utf-8."""
+    try:
+        return [item_id.encode() for item_id in item_ids]
+    except UnicodeEncodeError:  # half a surrogate pair, which no item has
+        return [item_id.encode(errors="surrogatepass") for item_id in item_ids]
 
 
 def _lengths(encoded: Sequence[bytes]) -> I64:

@@ -21,6 +21,7 @@ class SharedLock:
         self._owner: int | None = None
         self._depth = 0
         self._readers = 0
+        self._awaited = False
         self._mine = threading.local()
 
     def __enter__(self) -> None:
@@ -28,8 +29,10 @@ class SharedLock:
         self._depth += 1
         if self._depth == 1:
             with self._changed:
+                self._awaited = True
                 while self._readers:
                     self._changed.wait()
+                self._awaited = False
             self._owner = threading.get_ident()
 
     def __exit__(
@@ -57,7 +60,7 @@ class SharedLock:
         self._mine.inside = False
         with self._count:
             self._readers -= 1
-            if not self._readers:
+            if self._awaited and not self._readers:
                 self._changed.notify_all()
 
 

@@ -30,9 +30,14 @@ Watcher = Callable[[I64, I64], None]
 
 
 class Rows:
-    """Named arrays that share their first axis and grow together by doubling."""
+    """Named arrays that share their first axis and grow together by doubling.
+
+    Attributes:
+        changes: how often there were other arrays, or more rows.
+    """
 
     def __init__(self, **shapes: tuple[Any, tuple[int, ...]]) -> None:
+        self.changes = 0
         self._arrays = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in shapes.items()}
         self._size = 0
 
@@ -56,6 +61,7 @@ class Rows:
             for name, array in self._arrays.items()
         }
         self._size = size
+        self.changes += 1
 
     def resize(self, size: int) -> None:
         """Make room for ``size`` rows; new ones are zero."""
@@ -66,7 +72,9 @@ class Rows:
                 grown = np.zeros((room, *array.shape[1:]), array.dtype)
                 grown[:have] = array
                 self._arrays[name] = grown
-        self._size = max(self._size, size)
+        if size > self._size:
+            self._size = size
+            self.changes += 1
 
     def widen(self, name: str, width: int) -> None:
         """Grow the second axis of one array."""
@@ -75,6 +83,7 @@ class Rows:
             grown = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
             grown[:, : array.shape[1]] = array
             self._arrays[name] = grown
+            self.changes += 1
 
 
 class FacetView:

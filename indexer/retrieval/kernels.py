@@ -251,20 +251,8 @@ def _unite(chosen: A, room: A, found: A, request: int, n: int, k: int, shared: b
 
 
 @njit(cache=True, nogil=True)
-def score(words: A, table: A, generation: A, p: int, e: int, *given: A) -> A:
-    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
-
-    Args:
-        words, table, generation, p, e: of :class:`indexer.retrieval.room.Scratch`.
-        given: the fields of :class:`Triggers`, :class:`Chosen`, :class:`Pool`, :class:`Filters`, :class:`How`,
-            :class:`Found`.
-
-    Returns:
-        0; or, where the room is too small and nothing was done, for how many entries it must be.
-    """
-    room = parted(words, table, generation, p, e)
-    asked, chosen, pool = Triggers(*given[:5]), Chosen(*given[5:11]), Pool(*given[11:24])
-    filters, how, found = Filters(*given[24:28]), How(*given[28:42]), Found(*given[42:])
+def score_each(room: A, asked: A, chosen: A, pool: A, filters: A, how: A, found: A) -> A:
+    """As :func:`score`, of named tuples."""
     most = _need(asked, chosen, pool, how)
     if most > room.at.shape[0]:
         return most
@@ -291,3 +279,20 @@ def score(words: A, table: A, generation: A, p: int, e: int, *given: A) -> A:
             wanted *= 4
         found.counts[1, request] = scored
     return 0
+
+
+@njit(cache=True, nogil=True)
+def score(words: A, table: A, generation: A, p: int, e: int, *given: A) -> A:
+    """Score the first members of each chosen leaf and keep the best, each leaf, or each trigger, with its share.
+
+    Args:
+        words, table, generation, p, e: of :class:`indexer.retrieval.room.Scratch`.
+        given: the fields of :class:`Triggers`, :class:`Chosen`, :class:`Pool`, :class:`Filters`, :class:`How`,
+            :class:`Found`.
+
+    Returns:
+        0; or, where the room is too small and nothing was done, for how many entries it must be.
+    """
+    asked, chosen, pool = Triggers(*given[:5]), Chosen(*given[5:11]), Pool(*given[11:24])
+    filters, how, found = Filters(*given[24:28]), How(*given[28:42]), Found(*given[42:])
+    return score_each(parted(words, table, generation, p, e), asked, chosen, pool, filters, how, found)

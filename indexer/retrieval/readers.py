@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from operator import is_
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,9 @@ import numpy.typing as npt
 from indexer.counters import decayed_counts
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
+from indexer.packed import Packed
 from indexer.retrieval import vote_kernels
-from indexer.retrieval.request import Centroids, Pool, Served
+from indexer.retrieval.request import Centroids, Pool, Served, Straight
 from indexer.routing import nearest_of
 from indexer.view import LiveView
 from schemas.store import StoreMeta
@@ -73,6 +75,14 @@ class IndexReader(Protocol):
         """
         ...
 
+    def straight(self, *, neighbours: bool) -> Straight | None:
+        """What answers are computed from in one call; None where leaves have to be fetched first.
+
+        Args:
+            neighbours: whether triggers vote for other leaves than their own.
+        """
+        ...
+
     def allowed(self, wanted: Filter) -> Allowed:
         """Which sets of labels pass a filter, by their numbers in :attr:`Served.labels`."""
         ...
@@ -109,6 +119,8 @@ class ViewReader:
         self._view = view
         self.meta = view.meta
         self._centroids: tuple[tuple[int, ...], Centroids] | None = None
+        self._table: tuple[Centroids, Packed] | None = None
+        self._straight: tuple[int, tuple[npt.NDArray[Any], ...], Packed] | None = None
 
     def frozen(self) -> AbstractContextManager[object]:
         """See :class:`IndexReader`; the writer waits meanwhile, other readers do not."""
@@ -167,6 +179,28 @@ class ViewReader:
         )  # fmt: skip
         impact = view.impact
         return Served(arrays, impact.learned, impact.window, view.landmark, view.latest_engagement), skip
+
+    def straight(self, *, neighbours: bool) -> Straight:
+        """See :class:`IndexReader`."""
+        view, pool = self._view, self._view.members
+        mine = (
+            pool.start, pool.length, pool.ordered, pool.ordinal, pool.heat, pool.bits, pool.place,
+            *view.ids.arrays(), view.reads.counts,
+        )  # fmt: skip
+        known, impact = self._straight, view.impact
+        if known is None or known[0] != view.items.changes or not all(map(is_, known[1], mine)):
+            items = view.items
+            theirs = (items[name] for name in ("leaf", "created_at", "labels", "last_at", "epochs", "decayed"))
+            packed = Packed((*mine[:7], *theirs, *mine[7:10], items["state"], mine[10]))
+            known = self._straight = items.changes, mine, packed
+        centroids = self.centroids() if neighbours else Centroids.none(pool.facets)
+        table = self._table  # another thread may put another one there
+        if table is None or table[0] is not centroids:
+            table = self._table = centroids, Packed(centroids)
+        return Straight(
+            known[2], table[1], len(centroids.leaf), len(pool.ordinal), pool.facets,
+            impact.learned, impact.window, view.landmark, view.latest_engagement,
+        )  # fmt: skip
 
     def allowed(self, wanted: Filter) -> Allowed:
         """See :class:`IndexReader`."""

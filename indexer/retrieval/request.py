@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.labels import EVERYTHING, Allowed, Filter
+from indexer.packed import Packed
+from schemas.config import RetrievalConfig
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -168,6 +170,28 @@ class Served:
     names: I64 | None = None
 
 
+class Straight(NamedTuple):
+    """What :func:`indexer.retrieval.straight_kernels.answer` reads.
+
+    Attributes:
+        packed: the fields of :class:`Pool`, the three arrays of :class:`indexer.ids.Ids`, states of items, and
+            how often leaves are read.
+        table: the fields of :class:`Centroids`; leaves: how many are in it.
+        members: that there is room for in the pool; facets: of the index.
+        learned, window, landmark, latest_engagement: as in :class:`Served`.
+    """
+
+    packed: Packed
+    table: Packed
+    leaves: int
+    members: int
+    facets: int
+    learned: bool
+    window: int
+    landmark: int
+    latest_engagement: int
+
+
 class Chosen(NamedTuple):
     """The leaves that Q requests read, heaviest first.
 
@@ -223,3 +247,28 @@ class How(NamedTuple):
     half_life_ms: float
     freshness_half_life_ms: float
     exact: bool
+
+    @classmethod
+    def of(
+        cls, config: RetrievalConfig, half_lives_s: tuple[int, ...], now_ms: int, landmark: int, *, learned: bool,
+        exact: bool,
+    ) -> How:  # fmt: skip
+        """As configured; ``learned`` is whether there is a prior of the model's own."""
+        window = config.decay % len(half_lives_s)
+        configured = 0.0 if learned else 1.0
+        return cls(
+            config.k,
+            min(config.scan, 1 << 40),  # what an int64 holds, also behind additions
+            config.vote_share,
+            config.per_trigger or 0,
+            config.similarity_weight,
+            config.prior_weight if learned else 0.0,
+            configured * config.engagement_weight,
+            configured * config.freshness_weight,
+            float(now_ms),
+            window,
+            landmark,
+            half_lives_s[window] * 1_000.0,
+            config.freshness_half_life_s * 1_000.0,
+            exact,
+        )

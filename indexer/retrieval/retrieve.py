@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from indexer.retrieval import engine
 from indexer.retrieval.readers import IndexReader
-from indexer.retrieval.request import Chosen, Filters, Found, Request
+from indexer.retrieval.request import Filters, Request
 from indexer.retrieval.select import Selected
 from indexer.retrieval.trace import trace
 from schemas.config import RetrievalConfig
@@ -22,28 +22,56 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
 class Candidates:
-    """n distinct items, best first.
+    """n distinct items, best first; cut out of the array that they were computed in when asked for.
 
     Attributes:
-        ordinals: (n,).
-        scores: (n,) float64: weighted similarity plus priors.
-        facets, leaves: (n,) where each scored best.
-        selected: the leaves that were read.
-        scored: members scored on the way.
         missing: triggers that are not live.
         elapsed_ms: wall time.
     """
 
-    ordinals: I64
-    scores: npt.NDArray[np.float64]
-    facets: I64
-    leaves: I64
-    selected: Selected
-    scored: int
-    missing: list[str]
-    elapsed_ms: float
+    __slots__ = ("_answered", "_at", "elapsed_ms", "missing")
+
+    def __init__(self, answered: engine.Answered, at: int, missing: list[str], elapsed_ms: float) -> None:
+        self._answered, self._at, self.missing, self.elapsed_ms = answered, at, missing, elapsed_ms
+
+    @property
+    def ordinals(self) -> I64:
+        """(n,)."""
+        return self._answered.part(1, self._at)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float64]:
+        """(n,) weighted similarity plus priors."""
+        return self._answered.part(0, self._at).view(np.float64)
+
+    @property
+    def facets(self) -> I64:
+        """(n,) where each scored best."""
+        return self._answered.part(2, self._at)
+
+    @property
+    def leaves(self) -> I64:
+        """(n,) where each scored best."""
+        return self._answered.part(3, self._at)
+
+    @property
+    def scored(self) -> int:
+        """Members scored on the way."""
+        return self._answered.scored(self._at)
+
+    @property
+    def selected(self) -> Selected:
+        """The leaves that were read."""
+        chosen = self._answered.chosen
+        begin, end = chosen.pointer[self._at : self._at + 2].tolist()
+        return Selected(
+            chosen.facet[begin:end],
+            chosen.leaf[begin:end],
+            chosen.weight[begin:end],
+            chosen.voter_pointer[begin : end + 1],
+            chosen.voters,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,57 +184,41 @@ def fan_out_request(
     return _merge(readers, found, request.item_ids, config.k, began)
 
 
-def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Answered:
+def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Part:
     began = time.perf_counter()
+    missing: list[list[str]] | None = None
     with reader.frozen():  # else a split in between would empty a leaf after it was chosen
-        triggers, missing = trace(reader, requests)
-        given = any(request.vectors is not None for request in requests)  # these may have no leaf
-        centroids = reader.centroids() if config.probes or given else None
-        chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
-        served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
-        filters = Filters.of(requests, now_ms, reader.allowed)
-        triggers = triggers._replace(skip=skip)
-        found = engine.score(triggers, chosen, served, filters, config, now_ms, reader.meta.half_lives_s)
-    elapsed_ms = (time.perf_counter() - began) * 1_000
-    return _Answered(chosen, found, missing, elapsed_ms / len(requests))
+        straight = reader.straight(neighbours=config.probes > 0) if engine.plain(requests, config) else None
+        answered = None
+        if straight is not None:
+            answered = engine.answer(straight, requests, config, now_ms, reader.meta.half_lives_s)
+        if answered is None:
+            answered, missing = _in_steps(reader, requests, config, now_ms)
+    return answered, missing, (time.perf_counter() - began) * 1_000 / len(requests)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    """Answers as arrays of all requests; :meth:`one` cuts one out."""
+def _in_steps(
+    reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int
+) -> tuple[engine.Answered, list[list[str]]]:
+    """For whatever is asked, and whatever is read."""
+    triggers, missing = trace(reader, requests)
+    given = any(request.vectors is not None for request in requests)  # these may have no leaf
+    centroids = reader.centroids() if config.probes or given else None
+    chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
+    served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
+    filters = Filters.of(requests, now_ms, reader.allowed)
+    triggers = triggers._replace(skip=skip)
+    return engine.score(triggers, chosen, served, filters, config, now_ms, reader.meta.half_lives_s), missing
 
-    chosen: Chosen
-    found: Found
-    missing: list[list[str]]
-    elapsed_ms: float
 
-    def one(self, at: int) -> Candidates:
-        chosen, found = self.chosen, self.found
-        begin, end = chosen.pointer[at : at + 2].tolist()
-        count, scored = found.counts[:, at].tolist()
-        ordinals, facets, leaves = found.where[:, at, :count]
-        return Candidates(
-            ordinals,
-            found.score[at, :count],
-            facets,
-            leaves,
-            Selected(
-                chosen.facet[begin:end],
-                chosen.leaf[begin:end],
-                chosen.weight[begin:end],
-                chosen.voter_pointer[begin : end + 1],
-                chosen.voters,
-            ),
-            scored,
-            self.missing[at],
-            self.elapsed_ms,
-        )
+_Part = tuple[engine.Answered, list[list[str]] | None, float]
+"""Answers to some requests, the missing triggers of each, and milliseconds that one took."""
 
 
 class Answers(Sequence[Candidates]):
-    """Candidates of many requests, cut out of the arrays they were computed in when asked for."""
+    """Candidates of many requests."""
 
-    def __init__(self, parts: Sequence[_Answered], count: int) -> None:
+    def __init__(self, parts: Sequence[_Part], count: int) -> None:
         self._parts = parts
         self._count = count
 
@@ -221,7 +233,9 @@ class Answers(Sequence[Candidates]):
         if isinstance(at, slice):
             return [self[each] for each in range(self._count)[at]]
         number = range(self._count)[at]
-        return self._parts[number // _AT_ONCE].one(number % _AT_ONCE)
+        answered, missing, elapsed_ms = self._parts[number // _AT_ONCE]
+        within = number % _AT_ONCE
+        return Candidates(answered, within, missing[within] if missing else [], elapsed_ms)
 
 
 def _merge(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.compiling import njit
+from indexer.packed import Packed
 
 A = Any
 BLOOM: Final = 1 << 15
@@ -91,6 +92,7 @@ class Rooms(threading.local):
 
     def __init__(self) -> None:
         self._scratch = Scratch(np.empty(0, np.uint64), np.empty((0, 3), np.uint32), np.zeros(1, np.int64), 0, 0)
+        self._packed: Packed | None = None
 
     def of(self, pieces: int, entries: int = _LEAST) -> Scratch:
         """Scratch for at least so much."""
@@ -100,4 +102,12 @@ class Rooms(threading.local):
             words = np.empty(_PIECE * pieces + BLOOM // 64 + 2 * entries + 7 * entries // 2, np.uint64)
             table = np.zeros((2 << (2 * entries).bit_length(), 3), np.uint32)
             self._scratch = have = Scratch(words, table, np.zeros(1, np.int64), pieces, entries)
+            self._packed = None
         return have
+
+    def packed(self, pieces: int, entries: int = _LEAST) -> tuple[npt.NDArray[np.int64], int, int]:
+        """As :meth:`of`, the three arrays as one."""
+        have = self.of(pieces, entries)
+        if self._packed is None:
+            self._packed = Packed(have[:3])
+        return self._packed.words, have.pieces, have.entries

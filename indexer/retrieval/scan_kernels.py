@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from indexer.compiling import njit
-from indexer.half import prefetch, widen
+from indexer.half import dots, prefetch, widen
 
 A = Any
 _LINE = 64
@@ -23,8 +23,8 @@ One at a time: memory answers while others are compared, and more at once would 
 """
 _ROWS = 4
 """Members that are compared at once; what is written beyond the last is room that callers leave."""
-_USUAL = 64
-"""Dimensions for which the loop is unrolled."""
+_USUAL, _CHUNKS = 64, 4
+"""Dimensions for which there is code of its own, and how many sixteens they are."""
 
 
 @njit(cache=True, nogil=True)
@@ -139,11 +139,15 @@ def _compare(
         c = np.int64(at[min(begin + i + 2, last)])
         d = np.int64(at[min(begin + i + 3, last)])
         of_a = of_b = of_c = of_d = np.float32(0)
-        for j in range(dim):
-            of_a += widen(bits[a, j]) * query[j]
-            of_b += widen(bits[b, j]) * query[j]
-            of_c += widen(bits[c, j]) * query[j]
-            of_d += widen(bits[d, j]) * query[j]
+        if dim == _USUAL:
+            rows = memory + a * width, memory + b * width, memory + c * width, memory + d * width
+            of_a, of_b, of_c, of_d = dots(rows, query.ctypes.data, _CHUNKS)
+        else:
+            for j in range(dim):
+                of_a += widen(bits[a, j]) * query[j]
+                of_b += widen(bits[b, j]) * query[j]
+                of_c += widen(bits[c, j]) * query[j]
+                of_d += widen(bits[d, j]) * query[j]
         if not first:
             of_a, of_b = max(of_a, scores[to + i]), max(of_b, scores[to + i + 1])
             of_c, of_d = max(of_c, scores[to + i + 2]), max(of_d, scores[to + i + 3])

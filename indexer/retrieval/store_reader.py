@@ -140,6 +140,9 @@ class StoreReader:
         there = names[at] == skip if len(names) else np.zeros(len(skip), np.bool_)
         return served, np.where(there, at, -1)
 
+    def straight(self, *, neighbours: bool) -> None:
+        """See :class:`IndexReader`; leaves are fetched first."""
+
     def vectors(self, facet: int, ordinals: I64) -> F32:
         """See :class:`IndexReader`."""
         return self._store.vectors(ordinals, self.meta.facets, self.meta.dim)[:, facet].astype(np.float32)

@@ -109,18 +109,8 @@ def _vote(first: int, last: int, leaves: A, vectors: A, table: A, probes: int, c
 
 
 @njit(cache=True, nogil=True)
-def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, *given: A) -> None:
-    """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
-
-    Args:
-        pointer, leaves, vectors: (Q+1,), (T, F), (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
-        gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
-        probes: further leaves each trigger votes for with half a vote, nearest first.
-        k: leaves of a request.
-        given: the fields of :class:`Centroids`, without leaves where no nearest ones are needed, and of
-            :class:`Chosen`, with room for all votes.
-    """
-    table, chosen = Centroids(*given[:4]), Chosen(*given[4:])
+def choose_each(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, table: A, chosen: A) -> None:
+    """As :func:`choose`, of named tuples."""
     facets, widest, most = leaves.shape[1], 0, 0
     for facet in range(facets):
         widest = max(widest, table.pointer[facet + 1] - table.pointer[facet])
@@ -154,6 +144,21 @@ def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, *g
             chosen_so_far += 1
             chosen.voter_pointer[chosen_so_far] = voters_so_far
         chosen.pointer[request + 1] = chosen_so_far
+
+
+@njit(cache=True, nogil=True)
+def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, *given: A) -> None:
+    """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
+
+    Args:
+        pointer, leaves, vectors: (Q+1,), (T, F), (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
+        gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
+        probes: further leaves each trigger votes for with half a vote, nearest first.
+        k: leaves of a request.
+        given: the fields of :class:`Centroids`, without leaves where no nearest ones are needed, and of
+            :class:`Chosen`, with room for all votes.
+    """
+    choose_each(pointer, leaves, vectors, gumbel, probes, k, Centroids(*given[:4]), Chosen(*given[4:]))
 
 
 @njit(cache=True, nogil=True)
