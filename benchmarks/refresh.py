@@ -74,7 +74,7 @@ def run(options: Options) -> Result:
         told = {"first": int(extra["first-steps"]), "steps": int(extra["steps"]), "span": more + 1}
         (folder / _WORDS).write_text(_SETTINGS.format(**told))
         sound = _measure(result, options, folder, log, engagements[n:]) and sound
-    result.ratio("reading all again / encoding anew", "reading all again", "encoding, filing, balancing")
+    result.ratio("reading all again / switch", "reading all again", "switch")
     result.ratio("freshness p99, during / before", "freshness during it, p99", "freshness before, p99")
     result.goal("seconds, training included", result.median("training and switch"), "at most", 60)
     result.goal("verify holds", int(sound), "at least", 1)
@@ -143,7 +143,7 @@ class Feeding:
         self._path, self._daemon, self._rate = log / "items.jsonl", daemon, rate
         self._sent: list[float] = []
         self._seen: list[tuple[float, int]] = []
-        self._over = threading.Event()
+        self._over, self._fed = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._feed), threading.Thread(target=self._watch)]
 
     def __enter__(self) -> Self:
@@ -170,9 +170,10 @@ class Feeding:
                 _append(self._path, item_lines(due, first=self.next))
                 self._sent += [time.monotonic()] * due
                 self.next += due
+        self._fed.set()
 
     def _watch(self) -> None:
-        while not self._over.is_set() or not self._seen or self._seen[-1][1] < self.next:
+        while not self._fed.is_set() or not self._seen or self._seen[-1][1] < self.next:
             applied = _applied(self._daemon, "items-0")
             latest = self._seen[-1][1] if self._seen else 0
             self._seen.append((time.monotonic(), max(latest, applied)))
