@@ -135,7 +135,9 @@ class LiveIndex:
         return self._row_of[ordinals]
 
     def health(self) -> dict[str, Any]:
-        """Sizes of posting lists, and how codewords are used now."""
+        """Sizes of posting lists, once the compactor is idle if there is one, and how codewords are used now."""
+        if self._lineup.rebalance_s is not None:
+            self._compactor.run_until_idle()
         view = self._view
         sizes = [facet.sizes()[facet.alive()] for facet in view.facets]
         joined = np.concatenate(sizes)
