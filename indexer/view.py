@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.counters import CounterRows
+from indexer.hot import HotList
 from indexer.ids import Ids
 from indexer.keys import ItemState, LeafState
 from indexer.labels import LabelTable
@@ -175,6 +176,7 @@ class LiveView:
         labels: what the numbers in ``items["labels"]`` mean.
         ids: item ids by ordinal, and ordinals by item id.
         reads: how often leaves are read.
+        hot: the list of the hottest items.
         totals: as of the last applied batch.
         order, impact, landmark: how posting lists are ordered, see :mod:`indexer.order`.
         changed: items that came or were engaged since all heats were computed, each as often.
@@ -208,6 +210,7 @@ class LiveView:
         self.ids = Ids()
         self.members = MemberPool(meta.facets, meta.dim)
         self.reads = Reads(meta.facets)
+        self.hot = HotList(self)
         self.facets = [FacetView(codewords[facet], FacetMembers(self.members, facet)) for facet in range(meta.facets)]
         self.order = order
         self.impact = Impact(order, meta)
@@ -252,6 +255,7 @@ class LiveView:
         """New counters of n distinct ordinals, which may change their place in posting lists."""
         self.set_counters(ordinals, rows)
         self.changed += len(ordinals)
+        self.hot.touch(ordinals)
         live = self.items["state"][ordinals] == ItemState.LIVE
         self.members.engage(self.items["leaf"], ordinals[live], self.heats(ordinals[live]))
 
@@ -272,6 +276,7 @@ class LiveView:
             self.landmark, self.changed = landmark, 0
             self.members.reheat(heats)
             self.members.touched[:] = self.members.length + 1
+            self.hot.restart(heats)
 
     def settle(self) -> None:
         """Sort the posting lists in which enough changed."""

@@ -72,6 +72,7 @@ def warm_up(facets: int = 3, dim: int = 64) -> float:
                 for selection in ("top", "multinomial"):
                     settings = config.retrieval.model_copy(update={"selection": selection})
                     retrieve_many(reader, [request], settings, _ITEMS)
+                retrieve_many(reader, [request], config.retrieval.model_copy(update={"hot_share": 0.5}), _ITEMS)
     Ids().add([b"%d" % number for number in range(1_000)])  # a table has to grow
     return time.monotonic() - began
 

@@ -127,6 +127,7 @@ class IndexWriter:
                 watch(change.ordinals, np.empty(0, np.int64) if counted is None else counted[0])
             view.age(totals.landmark, heats)
             upserts.show(view)
+            view.hot.touch(change.ordinals)
             view.ids.add([item_id.encode() for item_id in change.new_ids])
             if counted is not None:
                 view.engage(*counted)

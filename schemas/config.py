@@ -284,6 +284,16 @@ class RetrievalConfig(_Section):
         description="share of a leaf that may come (read first) or be engaged before it is sorted again; 0: at once",
     )
     probes: int = Field(default=2, ge=0, description="neighbour leaves of each trigger that vote with half a vote")
+    adapt_probes: bool = Field(
+        default=False,
+        description="with few triggers, more neighbour leaves vote: as many as it takes to read about K leaves",
+    )
+    hot_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the results given to the items of greatest impact whoever asks (4096 at most); 0: none",
+    )
     vote_share: float = Field(
         default=1.0,
         ge=0,

@@ -23,7 +23,7 @@ class Question(BaseModel):
     Attributes:
         items: triggers by id; those that are not in the index are reported and left out.
         contents: triggers that need not be in the index, as in ``item.created``; the model encodes them.
-        k, indices, selection: instead of those configured.
+        k, indices, selection, hot_share: instead of those configured.
         seed: of multinomial selection.
         exclude: items that the answer may not hold, such as those seen; triggers never are in it.
         max_age_s: items created earlier than this before now are left out.
@@ -37,6 +37,7 @@ class Question(BaseModel):
     k: int | None = None
     indices: int | None = None
     selection: Literal["top", "multinomial"] | None = None
+    hot_share: float | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     exclude: Names = []
     max_age_s: Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)] | None = None

@@ -188,7 +188,7 @@ class SelectedLeaf(Reply):
 
 
 class QueryResult(Reply):
-    """One candidate and the leaf it was found in."""
+    """One candidate and the leaf it was found in; of the hot list, facet and leaf are -1."""
 
     item_id: str
     score: float

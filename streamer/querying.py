@@ -30,7 +30,8 @@ def settings(question: Question, configured: RetrievalConfig) -> RetrievalConfig
     Raises:
         UsageError: if that is out of range.
     """
-    given = {name: value for name in ("k", "indices", "selection") if (value := getattr(question, name)) is not None}
+    names = ("k", "indices", "selection", "hot_share")
+    given = {name: value for name in names if (value := getattr(question, name)) is not None}
     try:
         return RetrievalConfig.model_validate(configured.model_dump() | given)
     except ValidationError as error:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from indexer.ids import encode
 from indexer.order import landmark_at
 from indexer.retrieval import kernels, layout, straight_kernels, vote_kernels
-from indexer.retrieval.request import Centroids, Chosen, Filters, How, Request, Served, Straight, Triggers
+from indexer.retrieval.request import Centroids, Chosen, Filters, Found, How, Request, Served, Straight, Triggers
 from indexer.retrieval.room import Rooms
 from schemas.config import RetrievalConfig
 
@@ -36,6 +36,11 @@ class Answered:
 
     def __init__(self, numbers: I64, requests: int, k: int, chosen: Chosen | None, votes: int) -> None:
         self.numbers, self.requests, self.k, self._chosen, self._votes = numbers, requests, k, chosen, votes
+
+    @property
+    def found(self) -> Found:
+        """The results."""
+        return Found(*_found_in(self.numbers, self.requests, self.k))
 
     @property
     def chosen(self) -> Chosen:
@@ -76,12 +81,17 @@ _FIXED = _Fixed()
 
 def plain(requests: Sequence[Request], config: RetrievalConfig) -> bool:
     """Whether :func:`answer` may answer these."""
-    if config.selection != "top":
+    if config.selection != "top" or config.adapt_probes or config.hot_share:
         return False
     for request in requests:
         if request.vectors is not None or request.exclude or request.max_age_s is not None or request.only:
             return False
     return True
+
+
+def blank(requests: int, k: int, chosen: Chosen) -> Answered:
+    """Room for k results of each request, all zero."""
+    return Answered(np.zeros(_found_size(requests, k), np.int64), requests, k, chosen, 0)
 
 
 def answer(
@@ -111,19 +121,28 @@ def choose(
 ) -> Chosen:
     """Leaves of each request. ``centroids`` are needed where triggers have no leaf, or vote for neighbours."""
     pointer, leaves = triggers.pointer, triggers.leaves
-    total, facets = leaves.shape
+    facets = leaves.shape[1]
     requests = len(pointer) - 1
     table = centroids or Centroids.none(facets)
-    probes = min(config.probes, len(table.leaf))
-    votes = total * facets * (1 + probes)
+    probes = _probes(np.diff(pointer), facets, config, len(table.leaf))
+    each = np.diff(pointer) * facets * (1 + probes)
+    votes = int(each.sum())
     noise = np.empty((requests, 0))
     if config.selection == "multinomial":
-        most = int(np.diff(pointer).max(initial=0)) * facets * (1 + probes)
+        most = int(each.max(initial=0))
         noise = np.stack([np.random.default_rng(seed).gumbel(size=most) for seed in seeds])
     numbers = np.empty((4, votes + 1), np.int64)
     chosen = Chosen(np.empty(requests + 1, np.int64), numbers[0], numbers[1], np.empty(votes), numbers[2], numbers[3])
     vote_kernels.choose(pointer, leaves, triggers.vectors, noise, probes, config.indices, *table, *chosen)
     return chosen
+
+
+def _probes(triggers: I64, facets: int, config: RetrievalConfig, leaves: int) -> I64:
+    """(Q,) neighbour leaves that each trigger of a request votes for in each facet."""
+    probes = np.full(len(triggers), config.probes)
+    if config.adapt_probes:
+        probes = np.maximum(probes, -(-config.indices // np.maximum(1, triggers * facets)) - 1)
+    return np.asarray(np.minimum(probes, leaves), np.int64)
 
 
 def read_by(chosen: Chosen) -> tuple[I64, I64]:

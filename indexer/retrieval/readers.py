@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.counters import decayed_counts
+from indexer.hot import Hot
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.packed import Packed
@@ -85,6 +86,10 @@ class IndexReader(Protocol):
 
     def allowed(self, wanted: Filter) -> Allowed:
         """Which sets of labels pass a filter, by their numbers in :attr:`Served.labels`."""
+        ...
+
+    def hot(self) -> Hot:
+        """The hot list; while it is :meth:`frozen`."""
         ...
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
@@ -205,6 +210,10 @@ class ViewReader:
     def allowed(self, wanted: Filter) -> Allowed:
         """See :class:`IndexReader`."""
         return self._view.labels.allowed(wanted)
+
+    def hot(self) -> Hot:
+        """See :class:`IndexReader`."""
+        return self._view.hot.shown()
 
     def members(self, facet: int, leaf: int, limit: int) -> I64:
         """See :class:`IndexReader`."""

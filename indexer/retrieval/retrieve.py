@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from indexer.retrieval import engine
+from indexer.retrieval import engine, hot
 from indexer.retrieval.readers import IndexReader
 from indexer.retrieval.request import Filters, Request
 from indexer.retrieval.select import Selected
@@ -42,17 +42,17 @@ class Candidates:
 
     @property
     def scores(self) -> npt.NDArray[np.float64]:
-        """(n,) weighted similarity plus priors."""
+        """(n,) weighted similarity plus priors; of the hot list, what an item is worth."""
         return self._answered.part(0, self._at).view(np.float64)
 
     @property
     def facets(self) -> I64:
-        """(n,) where each scored best."""
+        """(n,) where each scored best; -1: on the hot list."""
         return self._answered.part(2, self._at)
 
     @property
     def leaves(self) -> I64:
-        """(n,) where each scored best."""
+        """(n,) where each scored best; -1: on the hot list."""
         return self._answered.part(3, self._at)
 
     @property
@@ -81,7 +81,7 @@ class Answer:
     Attributes:
         item_ids: (n,).
         scores: (n,) float64.
-        shards, facets, leaves: (n,) where each was found.
+        shards, facets, leaves: (n,) where each was found; facet and leaf -1: on the hot list.
         selected: shard -> the leaves that were read there.
         scored: members scored on the way.
         missing: triggers that are live in none of the shards.
@@ -116,6 +116,9 @@ def retrieve(
 
 def retrieve_many(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> Answers:
     """Candidates for many requests.
+
+    With ``config.hot_share`` that share of the places goes to the first of the hot list (:mod:`indexer.hot`), whatever
+    is asked; they come first, of facet and leaf -1, and what either side lacks the other fills.
 
     Each chosen leaf gives results in proportion to its votes, at least one, so that minor interests survive; places
     left open by small or overlapping leaves go to the best of the rest. What a request leaves out takes no place among
@@ -168,6 +171,7 @@ def fan_out_request(
         UsageError: as :func:`retrieve_many`.
     """
     began = time.perf_counter()
+    retrieval = config.model_copy(update={"hot_share": 0.0})
     vectors: dict[int, F32] = {}
     for shard, reader in readers.items() if len(readers) > 1 else ():
         with reader.frozen():
@@ -180,8 +184,9 @@ def fan_out_request(
             given = [] if request.vectors is None else [request.vectors]
             raws = request.raws
             mine = replace(request, vectors=np.concatenate([*given, *others]), raws=raws)
-        found[shard] = retrieve_many(reader, [mine], config, now_ms)[0]
-    return _merge(readers, found, request.item_ids, config.k, began)
+        found[shard] = retrieve_many(reader, [mine], retrieval, now_ms)[0]
+    lists = [hot.passing(reader, request, now_ms) for reader in readers.values()] if config.hot_share else []
+    return _merge(readers, found, lists, request.item_ids, config, began)
 
 
 def _answer(reader: IndexReader, requests: Sequence[Request], config: RetrievalConfig, now_ms: int) -> _Part:
@@ -203,12 +208,16 @@ def _in_steps(
     """For whatever is asked, and whatever is read."""
     triggers, missing = trace(reader, requests)
     given = any(request.vectors is not None for request in requests)  # these may have no leaf
-    centroids = reader.centroids() if config.probes or given else None
+    centroids = reader.centroids() if config.probes or config.adapt_probes or given else None
     chosen = engine.choose(triggers, centroids, config, [request.seed for request in requests])
     served, skip = reader.serve(*engine.read_by(chosen), triggers.skip)
     filters = Filters.of(requests, now_ms, reader.allowed)
-    triggers = triggers._replace(skip=skip)
-    return engine.score(triggers, chosen, served, filters, config, now_ms, reader.meta.half_lives_s), missing
+    placed = triggers._replace(skip=skip)
+    answered = engine.score(placed, chosen, served, filters, config, now_ms, reader.meta.half_lives_s)
+    if config.hot_share:
+        skips = triggers.skip_pointer, triggers.skip
+        answered = hot.shared(answered, reader.hot(), skips, filters, config, now_ms)
+    return answered, missing
 
 
 _Part = tuple[engine.Answered, list[list[str]] | None, float]
@@ -239,25 +248,58 @@ class Answers(Sequence[Candidates]):
 
 
 def _merge(
-    readers: Mapping[int, IndexReader], found: Mapping[int, Candidates], item_ids: Sequence[str], k: int, began: float
+    readers: Mapping[int, IndexReader],
+    found: Mapping[int, Candidates],
+    lists: Sequence[hot.Passing],
+    item_ids: Sequence[str],
+    config: RetrievalConfig,
+    began: float,
 ) -> Answer:
-    shards = np.concatenate([np.full(len(each.scores), shard) for shard, each in found.items()])
+    """One answer of what each shard found and, where they share the places, of each shard's hot list."""
+    shards = _numbered(readers, [each.ordinals for each in found.values()])
     ordinals = np.concatenate([each.ordinals for each in found.values()])
     scores = np.concatenate([each.scores for each in found.values()])
-    best = np.lexsort((ordinals, shards, -scores))[:k]
-    ids = [name for shard, each in found.items() for name in readers[shard].item_ids(each.ordinals)]
+    facets = np.concatenate([each.facets for each in found.values()])
+    leaves = np.concatenate([each.leaves for each in found.values()])
+    best = np.lexsort((ordinals, shards, -scores))[: config.k]
+    if lists:
+        hot_shards = _numbered(readers, [each.ordinals for each in lists])
+        hot_scores = np.concatenate([each.scores for each in lists])
+        hottest = np.lexsort((hot_shards, -hot_scores))  # of one shard in the order of its list
+        hot_ordinals = np.concatenate([each.ordinals for each in lists])
+        head, rest, fill = hot.arranged(
+            (hot_shards << _SHARD | hot_ordinals)[hottest], (shards << _SHARD | ordinals)[best], config
+        )
+        best = np.concatenate([hottest[head] + len(scores), best[rest], hottest[fill] + len(scores)])
+        of_the_list = np.full(len(hot_scores), hot.OF_THE_LIST)
+        shards, ordinals = np.concatenate([shards, hot_shards]), np.concatenate([ordinals, hot_ordinals])
+        scores = np.concatenate([scores, hot_scores])
+        facets, leaves = np.concatenate([facets, of_the_list]), np.concatenate([leaves, of_the_list])
+    ids = np.empty(len(best), object)
+    for shard, reader in readers.items():
+        mine = np.flatnonzero(shards[best] == shard)
+        ids[mine] = reader.item_ids(ordinals[best[mine]])
     missing = set.intersection(*(set(each.missing) for each in found.values()))
     return Answer(
-        [ids[row] for row in best.tolist()],
+        ids.tolist(),
         scores[best],
         shards[best],
-        np.concatenate([each.facets for each in found.values()])[best],
-        np.concatenate([each.leaves for each in found.values()])[best],
+        facets[best],
+        leaves[best],
         {shard: each.selected for shard, each in found.items()},
         sum(each.scored for each in found.values()),
         [item_id for item_id in item_ids if item_id in missing],
         (time.perf_counter() - began) * 1_000,
     )
+
+
+_SHARD = 40
+"""Bits of an ordinal, where it is made one number with its shard's."""
+
+
+def _numbered(readers: Mapping[int, IndexReader], each: Sequence[I64]) -> I64:
+    """(n,) the shard of each ordinal of some of every reader."""
+    return np.repeat(np.array(list(readers), np.int64), [len(some) for some in each])
 
 
 def prior(reader: IndexReader, ordinals: I64, config: RetrievalConfig, now_ms: int) -> npt.NDArray[np.float64]:

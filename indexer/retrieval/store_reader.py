@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from indexer import keys
 from indexer.counters import CounterRows, decayed_counts
+from indexer.hot import LONGEST, Hot, hot_keys, hottest, ordinals_of
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
@@ -191,6 +192,24 @@ class StoreReader:
     def allowed(self, wanted: Filter) -> Allowed:
         """See :class:`IndexReader`."""
         return self._store.labels().allowed(wanted)
+
+    def hot(self) -> Hot:
+        """See :class:`IndexReader`; all items are looked at each time."""
+        dtype = keys.item_dtype(self.meta.facets)
+        names: list[bytes] = []
+        values: list[bytes] = []
+        for some, of_them in self._store.scan_many("items"):
+            names += some
+            values += [value[: dtype.itemsize] for value in of_them]
+        rows = np.frombuffer(b"".join(values), dtype)
+        live = np.flatnonzero(rows["state"] == ItemState.LIVE)
+        ordinals = keys.ordinals(names, "items")[live]
+        created_at, labels = rows["created_at"][live].astype(np.int64), rows["labels"][live].astype(np.uint32)
+        impact, landmark = self._impact, self._landmark()
+        heats = impact.heats(self.counters(ordinals), created_at, landmark)
+        best = hottest(hot_keys(impact, ordinals, heats, created_at, landmark), LONGEST)[::-1]
+        at = np.searchsorted(ordinals, ordinals_of(best))
+        return Hot.of(best, impact, landmark, created_at[at], labels[at])
 
     def item_ids(self, ordinals: I64) -> list[str]:
         """See :class:`IndexReader`."""

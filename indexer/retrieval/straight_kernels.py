@@ -95,7 +95,9 @@ def answer(
     centroids = Centroids(
         flat(table, 0, np.int64), flat(table, 1, np.int64), square(table, 2, np.float32), flat(table, 3, np.float32)
     )
-    choose_each(pointer, leaves, vectors, np.empty((requests, 0)), probes, int(fixed[0]), centroids, chosen)
+    choose_each(
+        pointer, leaves, vectors, np.empty((requests, 0)), np.full(requests, probes), int(fixed[0]), centroids, chosen
+    )
     asked = Triggers(pointer, leaves, vectors, pointer, ordinals)
     none = np.zeros(0, np.bool_)
     filters = Filters(np.zeros(requests, np.bool_), pointer, np.zeros(requests + 1, np.int64), none)

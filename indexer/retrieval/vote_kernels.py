@@ -109,21 +109,23 @@ def _vote(first: int, last: int, leaves: A, vectors: A, table: A, probes: int, c
 
 
 @njit(cache=True, nogil=True)
-def choose_each(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, table: A, chosen: A) -> None:
+def choose_each(pointer: A, leaves: A, vectors: A, gumbel: A, probes: A, k: int, table: A, chosen: A) -> None:
     """As :func:`choose`, of named tuples."""
-    facets, widest, most = leaves.shape[1], 0, 0
+    facets, widest, most, room_for, farthest = leaves.shape[1], 0, 0, 0, 0
     for facet in range(facets):
         widest = max(widest, table.pointer[facet + 1] - table.pointer[facet])
     for request in range(pointer.shape[0] - 1):
-        most = max(most, pointer[request + 1] - pointer[request])
-    close, near = np.empty((most, widest), np.float32), np.empty(min(probes + 1, widest), np.int64)
-    room = np.empty(most * facets * (1 + min(probes, widest)), np.int64)
+        triggers = pointer[request + 1] - pointer[request]
+        most, farthest = max(most, triggers), max(farthest, probes[request])
+        room_for = max(room_for, triggers * facets * (1 + min(probes[request], widest)))
+    close, near = np.empty((most, widest), np.float32), np.empty(min(farthest + 1, widest), np.int64)
+    room = np.empty(room_for, np.int64)
     starts, weight = np.empty(room.shape[0] + 1, np.int64), np.empty(room.shape[0], np.float64)
     chosen_so_far, voters_so_far = 0, 0
     chosen.pointer[0] = chosen.voter_pointer[0] = 0
     for request in range(pointer.shape[0] - 1):
         first, last = pointer[request], pointer[request + 1]
-        votes = room[: _vote(first, last, leaves, vectors, table, probes, close, near, room)]
+        votes = room[: _vote(first, last, leaves, vectors, table, probes[request], close, near, room)]
         votes.sort()
         slots = 0
         for at in range(votes.shape[0]):
@@ -147,13 +149,13 @@ def choose_each(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: in
 
 
 @njit(cache=True, nogil=True)
-def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: int, k: int, *given: A) -> None:
+def choose(pointer: A, leaves: A, vectors: A, gumbel: A, probes: A, k: int, *given: A) -> None:
     """Leaves of each request: histogram of the triggers' votes, the heaviest k or k drawn by weight.
 
     Args:
         pointer, leaves, vectors: (Q+1,), (T, F), (T, F, d) of the triggers; a leaf of -1 is the nearest of all.
         gumbel: (Q, at least the votes of a request) noise for multinomial selection; no columns for top-K.
-        probes: further leaves each trigger votes for with half a vote, nearest first.
+        probes: (Q,) further leaves each trigger of a request votes for with half a vote, nearest first.
         k: leaves of a request.
         given: the fields of :class:`Centroids`, without leaves where no nearest ones are needed, and of
             :class:`Chosen`, with room for all votes.

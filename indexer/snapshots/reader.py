@@ -136,6 +136,8 @@ class SnapshotReader(ViewReader):
             members.renew(rows[stays], ordinals[stays], segment.vectors[stays, number], heats[stays])
         live = segment.counted[items["state"][segment.counted] == ItemState.LIVE]
         members.engage(items["leaf"], live, view.heats(live))
+        view.hot.touch(ordinals)
+        view.hot.touch(segment.counted)
 
     def _show_routes(self, number: int, last: Segment) -> None:
         """New leaves and routes; of those of an earlier segment, only leaves that hold something."""

@@ -72,6 +72,10 @@ def query(
     k: Annotated[int | None, typer.Option("-k", help="Results.", show_default="retrieval.k")] = None,
     indices: Annotated[int | None, typer.Option(help="Leaves to read.", show_default="retrieval.indices")] = None,
     multinomial: Annotated[bool, typer.Option("--multinomial", help="Draw the leaves by their votes.")] = False,
+    hot_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the results for what is hot whoever asks.", show_default="retrieval.hot_share"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the draw.")] = None,
     at: Annotated[
         str | None, typer.Option(help="Time at which engagements and ages count.", show_default="now")
@@ -100,6 +104,7 @@ def query(
             k=k,
             indices=indices,
             selection="multinomial" if multinomial else None,
+            hot_share=hot_share,
             seed=seed,
             exclude=exclude or [],
             max_age_s=max_age_s,
@@ -112,7 +117,7 @@ def query(
     wanted = settings(question, found.retrieval)
     with _readers(found, wanted, snapshots) as readers:
         reply = ask(readers, question, wanted, when, _encoder(found, readers))
-    if len(reply.missing) == len(question.items) and not question.contents:
+    if len(reply.missing) == len(question.items) and not question.contents and not reply.results:
         raise NotFoundError(f"none of the trigger items is in the index: {', '.join(reply.missing)}")
 
     def table() -> Table:
@@ -123,7 +128,8 @@ def query(
             title += f"; not in the index: {', '.join(reply.missing)}"
         out = grid(title, "item", "score", "facet", "leaf", right=("score", "facet", "leaf"))
         for row in reply.results:
-            out.add_row(row.item_id, f"{row.score:.4f}", str(row.facet), str(row.leaf))
+            where = ("hot", "") if row.facet < 0 else (str(row.facet), str(row.leaf))
+            out.add_row(row.item_id, f"{row.score:.4f}", *where)
         return out
 
     show(reply, as_json, table)

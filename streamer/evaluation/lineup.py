@@ -191,7 +191,6 @@ def _graphs(bench: Bench) -> list[System]:
     """Approximate search, and the index that is timed against it."""
     past, embeddings, graphs, settings = bench.past, bench.embeddings, bench.graphs, bench.stage.settings
     alike, with_prior = _with_and_without(bench)
-    half = Mfli(MFLI_PRIOR, _index(bench), settings.retrieval, settings.hybrid_prior)
     twice = MultiAnn(ANN_PRIOR.format(2), past, embeddings, graphs, 2, bench.lighter)
     return [
         MultiAnn(ANN, past, embeddings, graphs, 2),
@@ -201,7 +200,7 @@ def _graphs(bench: Bench) -> list[System]:
         ),
         alike,
         with_prior,
-        Halves(HYBRID, bench.worth, half),
+        _hybrid(bench, HYBRID, _index(bench)),
         Halves(HYBRID_ANN, bench.worth, twice),
     ]
 
@@ -238,7 +237,7 @@ def _frozen(bench: Bench) -> list[System]:
         Exact(EXACT_FROZEN, bench.pool, bench.embeddings),
         Mfli(FROZEN, index, settings.retrieval),
         *_curve(bench, FROZEN, index),
-        Halves(HYBRID_FROZEN, bench.worth, Mfli(FROZEN, index, settings.retrieval, settings.hybrid_prior)),
+        _hybrid(bench, HYBRID_FROZEN, index),
     ]
 
 
@@ -258,6 +257,12 @@ def _index(bench: Bench) -> LiveIndex:
 def _with_and_without(bench: Bench) -> tuple[Mfli, Mfli]:
     index, settings = _index(bench), bench.stage.settings.retrieval
     return Mfli(MFLI, index, settings, 0.0), Mfli(MFLI_PRIOR, index, settings)
+
+
+def _hybrid(bench: Bench, name: str, index: LiveIndex) -> Mfli:
+    """Half of the places for the index's own hot list."""
+    settings = bench.stage.settings
+    return Mfli(name, index, settings.retrieval.model_copy(update={"hot_share": 0.5}), settings.hybrid_prior)
 
 
 def _curve(bench: Bench, name: str, index: LiveIndex, alone: int = 1) -> Iterator[System]:

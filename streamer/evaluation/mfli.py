@@ -30,7 +30,7 @@ class Mfli:
         self, name: str, live: LiveIndex, settings: RetrievalConfig, prior: float = 1.0, seed: int = 0
     ) -> None:
         self.name = name
-        self.nested = settings.vote_share == 0  # shares are of k
+        self.nested = settings.vote_share == settings.hot_share == 0  # shares are of k
         self._live = live
         weights = ("prior_weight", "engagement_weight", "freshness_weight")
         self._settings = settings.model_copy(update={each: prior * getattr(settings, each) for each in weights})

@@ -85,9 +85,15 @@ class _Run:
                 seed_of = {
                     pool.submit(_task, shared, seed, tuple(part.name for part in group)): seed for seed, group in tasks
                 }
-                for future in as_completed(seed_of):
-                    found[seed_of[future]].append(future.result())
-                    done(1)
+                try:
+                    for future in as_completed(seed_of):
+                        found[seed_of[future]].append(future.result())
+                        done(1)
+                except BaseException:
+                    pool.shutdown(
+                        wait=False, cancel_futures=True
+                    )  # what has not begun need not, for nobody will read it
+                    raise
         return [self.whole(outcomes) for outcomes in found]
 
     def whole(self, outcomes: Sequence[Outcome]) -> Outcome:

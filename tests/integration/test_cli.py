@@ -92,6 +92,17 @@ def test_a_query_leaves_out_what_it_is_told_to(work: Path) -> None:
     assert reply(work, "query", "--item", "m356", "--max-age-s", "1", "--at", "2030-01-01T00:00:00Z")["results"] == []
 
 
+def test_a_share_of_the_places_is_for_what_is_hot(work: Path) -> None:
+    found = reply(work, "query", "--item", "m356", "-k", "8", "--hot-share", "0.25")["results"]
+    assert [(each["facet"], each["leaf"]) for each in found[:2]] == [(-1, -1)] * 2
+    assert all(each["facet"] >= 0 for each in found[2:])
+    assert len({each["item_id"] for each in found}) == 8
+    of_all = reply(work, "query", "--item", "nobody", "-k", "8", "--hot-share", "0.25")
+    assert of_all["missing"] == ["nobody"]
+    assert [each["facet"] for each in of_all["results"]] == [-1] * 8
+    assert "hot" in facetstream("query", "--item", "m1", "--hot-share", "1", "--data-dir", work / "data")
+
+
 def test_a_trigger_that_is_not_indexed_is_encoded_on_the_fly(work: Path) -> None:
     film = {"title": "Toy Story (1995)", "categories": ["Adventure", "Animation", "Children", "Comedy", "Fantasy"]}
     found = reply(work, "query", "--content", json.dumps(film), "-k", "5")
@@ -132,6 +143,7 @@ def test_schemas_are_json(name: str) -> None:
         (("query", "--item", "nobody"), 1, ["none of the trigger items"]),
         (("query",), 2, ["give at least one trigger"]),
         (("query", "--item", "m1", "--max-age-s", "inf"), 2, ["max_age_s"]),
+        (("query", "--item", "m1", "--hot-share", "1.5"), 2, ["hot_share"]),
         (("query", "--item", "m1", "--max-age-s", "1e300"), 2, ["max_age_s"]),
         (("query", "--content", "{}"), 2, ["at least one content field"]),
         (("query", "--content", "{"), 2, ["Invalid JSON"]),

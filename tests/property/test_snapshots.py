@@ -127,7 +127,7 @@ def test_a_snapshot_answers_as_the_live_view_at_its_offsets(
     draw: int,
     learned: LearnedPrior | None,
 ) -> None:
-    stream = Stream(seed)
+    stream, config_ = Stream(seed), config_.model_copy(update={"hot_share": draw % 3 / 4})
     with (
         tempfile.TemporaryDirectory() as folder,
         open_index(Path(folder, "store"), ALWAYS_ORDERED, prior=learned) as index,
