@@ -186,7 +186,7 @@ class StoreReader:
         dtype = keys.item_dtype(self.meta.facets)
         values = self._store.get_many("items", keys.ordinal_keys(ordinals))
         none = bytes(dtype.itemsize)
-        rows = np.frombuffer(b"".join([(value or none)[: dtype.itemsize] for value in values]), dtype)
+        rows = keys.fixed_parts([none if value is None else value for value in values], dtype, "items")
         return rows["created_at"].astype(np.int64), rows["labels"].astype(np.uint32)
 
     def allowed(self, wanted: Filter) -> Allowed:
@@ -201,7 +201,7 @@ class StoreReader:
         for some, of_them in self._store.scan_many("items"):
             names += some
             values += [value[: dtype.itemsize] for value in of_them]
-        rows = np.frombuffer(b"".join(values), dtype)
+        rows = keys.fixed_parts(values, dtype, "items")
         live = np.flatnonzero(rows["state"] == ItemState.LIVE)
         ordinals = keys.ordinals(names, "items")[live]
         created_at, labels = rows["created_at"][live].astype(np.int64), rows["labels"][live].astype(np.uint32)
