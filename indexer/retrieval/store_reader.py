@@ -11,6 +11,7 @@ import numpy.typing as npt
 from indexer import keys
 from indexer.counters import CounterRows, decayed_counts
 from indexer.hot import LONGEST, Hot, hot_keys, hottest, ordinals_of
+from indexer.ids import encode
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
@@ -47,8 +48,8 @@ class StoreReader:
         found: list[int] = []
         leaves: list[npt.NDArray[np.uint32]] = []
         missing: list[str] = []
-        for item_id in item_ids:
-            key = self._store.get("ids", item_id.encode())
+        for item_id, encoded in zip(item_ids, encode(item_ids), strict=True):
+            key = self._store.get("ids", encoded)
             value = None if key is None else self._store.get("items", key)
             record = None if value is None else keys.item_record(value, self.meta.facets)
             if key is None or record is None or record.state != ItemState.LIVE:
@@ -63,7 +64,7 @@ class StoreReader:
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """See :class:`IndexReader`."""
-        found = self._store.get_many("ids", [item_id.encode() for item_id in item_ids])
+        found = self._store.get_many("ids", encode(item_ids))
         return np.array([-1 if value is None else keys.u64(value, "ids") for value in found], np.int64)
 
     def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:

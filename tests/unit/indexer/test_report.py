@@ -96,6 +96,18 @@ def test_a_deleted_item_is_told_and_an_unknown_one_is_not_found(index: Index) ->
         report.item({0: index.store}, "nobody")
 
 
+NO_TEXT = "\udcff"
+"""What a byte on the command line becomes that is no utf-8."""
+
+
+def test_a_name_that_is_no_text_is_unknown_like_any_other(index: Index) -> None:
+    with pytest.raises(NotFoundError, match="udcff"):
+        report.item({0: index.store}, NO_TEXT)
+    reader = StoreReader(index.store)
+    assert reader.locate(["i1", NO_TEXT]).missing == [NO_TEXT]
+    assert reader.ordinals([NO_TEXT, "i1"]).tolist() == [-1, 1]
+
+
 def test_an_item_that_was_cut_is_damage(index: Index) -> None:
     write = index.store.batch()
     write.put("items", keys.U64.pack(1), (index.store.get("items", keys.U64.pack(1)) or b"")[:6])
