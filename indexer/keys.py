@@ -229,6 +229,19 @@ def item_dtype(facets: int) -> np.dtype[np.void]:
     )
 
 
+def fixed_parts(values: Sequence[bytes], dtype: np.dtype[np.void], family: str) -> npt.NDArray[np.void]:
+    """(n,) the first bytes of n values, which go on at will.
+
+    Raises:
+        StoreCorruptError: if one is shorter.
+    """
+    width = dtype.itemsize
+    joined = b"".join([value[:width] for value in values])
+    if len(joined) != width * len(values):
+        raise StoreCorruptError(f"a record in {family} is shorter than {width} bytes; restore a checkpoint or replay")
+    return np.frombuffer(joined, dtype)
+
+
 def stats_dtype(windows: int, kinds: int) -> np.dtype[np.void]:
     """One counters record."""
     return np.dtype(

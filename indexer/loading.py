@@ -89,17 +89,9 @@ class _Beside:
             self._under_way.popleft().result()
 
 
-def _fixed(values: list[bytes], dtype: np.dtype[np.void], what: str) -> npt.NDArray[np.void]:
-    width = dtype.itemsize
-    joined = b"".join([value[:width] for value in values])
-    if len(joined) != width * len(values):
-        raise StoreCorruptError(f"a record in {what} is shorter than {width} bytes; restore a checkpoint or replay")
-    return np.frombuffer(joined, dtype)
-
-
 def _ordinals(many_keys: list[bytes], limit: int, what: str) -> I64:
     ordinals = keys.ordinals(many_keys, what)
-    if len(ordinals) and ordinals.max() >= limit:
+    if len(ordinals) and not 0 <= ordinals.min() <= ordinals.max() < limit:
         raise StoreCorruptError(f"a key in {what} is no known ordinal; restore a checkpoint or replay")
     return ordinals
 
@@ -165,9 +157,10 @@ def _load_stats(store: Store, view: LiveView) -> None:
         ordinals = _ordinals(many_keys, view.totals.next_ordinal, "stats")
         lengths = np.fromiter(map(len, values), np.int64, len(values))
         for length in np.unique(lengths):  # older records know fewer kinds
-            dtype = keys.stats_dtype(windows, int(length - base) // 4)
+            dtype = keys.stats_dtype(windows, max(0, int(length - base) // 4))
             at = np.flatnonzero(lengths == length)
-            rows = _fixed(values if len(at) == len(values) else [values[i] for i in at.tolist()], dtype, "stats")
+            some = values if len(at) == len(values) else [values[i] for i in at.tolist()]
+            rows = keys.fixed_parts(some, dtype, "stats")
             counters = CounterRows(rows["counts"], rows["epochs"], rows["decayed"], rows["value_sum"], rows["last_at"])
             view.set_counters(ordinals[at], counters)
 

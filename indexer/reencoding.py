@@ -133,13 +133,17 @@ def _encode_all(
     drift, dtype = Drift(before, meta), keys.item_dtype(before.facets)
     ordinals, raws = [np.empty(0, np.int64)], [np.empty((0, meta.facets), np.uint32)]
     for many_keys, values in store.scan_many("items"):
-        rows = np.frombuffer(b"".join([value[: dtype.itemsize] for value in values]), dtype)
+        rows = keys.fixed_parts(values, dtype, "items")
         live = np.flatnonzero(rows["state"] == ItemState.LIVE)
         for at in range(0, len(live), _AT_ONCE):
             some = live[at : at + _AT_ONCE]
             some_keys = [many_keys[row] for row in some.tolist()]
             vectors, raw = encode(_all_there(store, "content", some_keys))
-            drift.add(_all_there(store, "vectors", some_keys), rows["raw"][some], vectors, raw)
+            were = _all_there(store, "vectors", some_keys)
+            for value in were:
+                if len(value) != 2 * before.facets * before.dim:
+                    raise keys.undecodable("vectors", value)
+            drift.add(were, rows["raw"][some], vectors, raw)
             write = store.batch()
             write.put_many("vectors", some_keys, keys.split(vectors.tobytes(), 2 * meta.facets * meta.dim))
             store.write(write)
@@ -182,7 +186,7 @@ def _describe_items(store: Store, before: StoreMeta, meta: StoreMeta, coded: _Co
     old, new = keys.item_dtype(before.facets), keys.item_dtype(meta.facets)
     done = 0
     for many_keys, values in store.scan_many("items"):  # as of now, whatever is written meanwhile
-        rows = np.frombuffer(b"".join([value[: old.itemsize] for value in values]), old)
+        rows = keys.fixed_parts(values, old, "items")
         changed = np.zeros(len(rows), new)
         for name in ("state", "source", "labels", "created_at", "occurred_at", "offset"):
             changed[name] = rows[name]

@@ -10,6 +10,7 @@ import orjson
 
 from indexer import keys
 from indexer.counters import decayed_counts
+from indexer.ids import encode
 from indexer.keys import ItemState, LeafState
 from indexer.retrieval.retrieve import Answer
 from indexer.retrieval.store_reader import StoreReader
@@ -114,7 +115,7 @@ def item(stores: Mapping[int, Store], item_id: str) -> ItemReply:
 
 
 def _item(store: Store, item_id: str, shard: int) -> ItemReply | None:
-    key = store.get("ids", item_id.encode())
+    key = store.get("ids", *encode([item_id]))
     value = None if key is None else store.get("items", key)
     if key is None or value is None:
         return None

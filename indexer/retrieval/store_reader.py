@@ -11,6 +11,7 @@ import numpy.typing as npt
 from indexer import keys
 from indexer.counters import CounterRows, decayed_counts
 from indexer.hot import LONGEST, Hot, hot_keys, hottest, ordinals_of
+from indexer.ids import encode
 from indexer.keys import ItemState
 from indexer.labels import Allowed, Filter
 from indexer.members import MemberPool
@@ -47,8 +48,8 @@ class StoreReader:
         found: list[int] = []
         leaves: list[npt.NDArray[np.uint32]] = []
         missing: list[str] = []
-        for item_id in item_ids:
-            key = self._store.get("ids", item_id.encode())
+        for item_id, encoded in zip(item_ids, encode(item_ids), strict=True):
+            key = self._store.get("ids", encoded)
             value = None if key is None else self._store.get("items", key)
             record = None if value is None else keys.item_record(value, self.meta.facets)
             if key is None or record is None or record.state != ItemState.LIVE:
@@ -63,7 +64,7 @@ class StoreReader:
 
     def ordinals(self, item_ids: Sequence[str]) -> I64:
         """See :class:`IndexReader`."""
-        found = self._store.get_many("ids", [item_id.encode() for item_id in item_ids])
+        found = self._store.get_many("ids", encode(item_ids))
         return np.array([-1 if value is None else keys.u64(value, "ids") for value in found], np.int64)
 
     def enter(self, vectors: F32, raws: npt.NDArray[np.uint32]) -> I64:
@@ -186,7 +187,7 @@ class StoreReader:
         dtype = keys.item_dtype(self.meta.facets)
         values = self._store.get_many("items", keys.ordinal_keys(ordinals))
         none = bytes(dtype.itemsize)
-        rows = np.frombuffer(b"".join([(value or none)[: dtype.itemsize] for value in values]), dtype)
+        rows = keys.fixed_parts([none if value is None else value for value in values], dtype, "items")
         return rows["created_at"].astype(np.int64), rows["labels"].astype(np.uint32)
 
     def allowed(self, wanted: Filter) -> Allowed:
@@ -201,7 +202,7 @@ class StoreReader:
         for some, of_them in self._store.scan_many("items"):
             names += some
             values += [value[: dtype.itemsize] for value in of_them]
-        rows = np.frombuffer(b"".join(values), dtype)
+        rows = keys.fixed_parts(values, dtype, "items")
         live = np.flatnonzero(rows["state"] == ItemState.LIVE)
         ordinals = keys.ordinals(names, "items")[live]
         created_at, labels = rows["created_at"][live].astype(np.int64), rows["labels"][live].astype(np.uint32)

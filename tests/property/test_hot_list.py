@@ -159,6 +159,19 @@ def test_the_list_that_is_kept_is_the_one_that_is_made_anew(
             index.writer.apply(batch_of(records))
 
 
+def test_a_list_that_nobody_asked_for_long_is_right_all_the_same(tmp_path: Path) -> None:
+    with open_index(tmp_path / "store") as index:
+        index.writer.apply(batch_of(upserts(range(30))))
+        view = index.view
+        view.hot = kept = HotList(view, 8)
+        before = kept.shown()
+        clicks = [Record("engagements-0", row, "i3", 90_000, kind="click") for row in range(9)]
+        index.writer.apply(batch_of(clicks))
+        kept.touch(np.zeros(1 << 18, np.int64))  # more than it keeps: which ones these were is forgotten
+        assert kept.shown().ordinal[0] == 3 != before.ordinal[0]
+        assert alike(kept.shown(), HotList(view, 8).shown())
+
+
 def alike(one: Hot, other: Hot) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -48,6 +48,12 @@ def one_more(family: str, ordinal: int) -> Callable[[Index], None]:
     return change
 
 
+def in_place_of_another(index: Index) -> None:
+    """Item 3 is deleted, 7 is not: as many embeddings as before, between the two each one's is its neighbour's."""
+    one_more("vectors", 3)(index)
+    lose("vectors", 7)(index)
+
+
 def other_size(index: Index) -> None:
     leaf = int(index.view.facets[1].alive()[0])
     page, at = divmod(leaf, keys.PAGE)
@@ -77,6 +83,7 @@ def no_postings(index: Index) -> None:
         pytest.param(lose("items", 59), "items", id="the last item is missing"),
         pytest.param(lose("vectors", 7), "vectors", id="an embedding is missing"),
         pytest.param(one_more("vectors", 3), "vectors", id="a deleted item has an embedding"),
+        pytest.param(in_place_of_another, "vectors", id="an embedding in place of another"),
         pytest.param(one_more("items", 60), "items", id="an item nobody counted"),
         pytest.param(other_size, "of facet 1", id="a leaf of another size"),
         pytest.param(no_sizes, "of facet 0", id="no sizes"),

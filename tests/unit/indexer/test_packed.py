@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numba
 import numpy as np
 import pytest
@@ -25,6 +27,17 @@ def test_what_changes_in_an_array_is_seen() -> None:
     packed = Packed([names, np.zeros((1, 1))])
     names[:] = 7
     assert _read(packed.words)[0] == 14.0
+
+
+def test_no_array_goes_before_its_address() -> None:
+    names = np.arange(5, dtype=np.uint32)
+    seen = weakref.ref(names)
+    packed = Packed([names, np.ones((1, 1))])
+    del names
+    assert seen() is not None
+    assert _read(packed.words)[0] == 11.0
+    del packed
+    assert seen() is None
 
 
 def test_an_array_with_gaps_is_refused() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from indexer import keys
 from indexer.drift import Drift
 from indexer.index import Index
 from indexer.logical_state import differences, logical_state
@@ -153,6 +154,19 @@ def test_content_that_is_missing_is_damage(tmp_path: Path) -> None:
         write.delete_many("content", [next(store.scan_keys("content"))])
         store.write(write)
     with pytest.raises(StoreCorruptError, match="lacks 1 of 55 records in content"):
+        reencode(image, COMING, codewords(), encode_by_other, config())
+
+
+@pytest.mark.parametrize(
+    ("family", "told"), [("items", "a record in items is shorter"), ("vectors", "6 bytes in vectors .* do not decode")]
+)
+def test_a_record_that_was_cut_is_damage(tmp_path: Path, family: str, told: str) -> None:
+    image = image_of(tmp_path)
+    with Store.open(image) as store:
+        write = store.batch()
+        write.put(family, keys.U64.pack(1), (store.get(family, keys.U64.pack(1)) or b"")[:6])
+        store.write(write)
+    with pytest.raises(StoreCorruptError, match=told):
         reencode(image, COMING, codewords(), encode_by_other, config())
 
 

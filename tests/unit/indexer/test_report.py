@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import report
+from indexer import keys, report
 from indexer.index import Index
 from indexer.logical_state import LogicalState, differences, logical_state
 from indexer.retrieval.retrieve import fan_out
 from indexer.retrieval.store_reader import StoreReader
 from schemas.config import RetrievalConfig
-from schemas.errors import NotFoundError
+from schemas.errors import NotFoundError, StoreCorruptError
 from tests.builders import CODEWORDS, FACETS, Record, assign, batch_of, fill, open_index, rebalance, vectors_of
 
 
@@ -94,6 +94,28 @@ def test_a_deleted_item_is_told_and_an_unknown_one_is_not_found(index: Index) ->
     assert report.item({0: index.store}, "i0").facets == []
     with pytest.raises(NotFoundError, match="'nobody' is not in the index"):
         report.item({0: index.store}, "nobody")
+
+
+NO_TEXT = "\udcff"
+"""What a byte on the command line becomes that is no utf-8."""
+
+
+def test_a_name_that_is_no_text_is_unknown_like_any_other(index: Index) -> None:
+    with pytest.raises(NotFoundError, match="udcff"):
+        report.item({0: index.store}, NO_TEXT)
+    reader = StoreReader(index.store)
+    assert reader.locate(["i1", NO_TEXT]).missing == [NO_TEXT]
+    assert reader.ordinals([NO_TEXT, "i1"]).tolist() == [-1, 1]
+
+
+def test_an_item_that_was_cut_is_damage(index: Index) -> None:
+    write = index.store.batch()
+    write.put("items", keys.U64.pack(1), (index.store.get("items", keys.U64.pack(1)) or b"")[:6])
+    index.store.write(write)
+    reader = StoreReader(index.store)
+    for ask in (reader.hot, lambda: reader.created_at(np.array([1]))):
+        with pytest.raises(StoreCorruptError, match="a record in items is shorter"):
+            ask()
 
 
 def test_a_leaf_is_told_with_its_members(index: Index) -> None:
