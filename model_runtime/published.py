@@ -30,6 +30,11 @@ def newest(directory: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
+def is_name(name: str) -> bool:
+    """Whether artifacts of this name are found in their directory again."""
+    return "/" not in name and _NUMBERED.fullmatch(f"{name}-0001") is not None
+
+
 def next_place(directory: Path, name: str) -> Path:
     """Where the next artifact goes, as the newest.
 

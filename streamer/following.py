@@ -10,8 +10,8 @@ import structlog
 
 from schemas.config import Config
 from schemas.errors import FacetstreamError
-from streamer.generations import drop_generation, generations, model_path
-from streamer.refreshing import drop_served, manifest_of, same_model, unfinished_generations
+from streamer.generations import drop_generation, model_path
+from streamer.refreshing import drop_served, manifest_of, unfinished_generations, was_built_with
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +67,9 @@ class Following:
             except FacetstreamError as error:
                 log.warning("refresh_not_begun", error=str(error), again_s=_AGAIN_S)
                 self._not_before = time.monotonic() + _AGAIN_S
+            except Exception:
+                log.exception("refresh_not_begun", again_s=_AGAIN_S)  # a defect must not end the following for good
+                self._not_before = time.monotonic() + _AGAIN_S
 
     def _turn(self) -> None:
         daemon = self._daemon
@@ -90,13 +93,7 @@ class Following:
         found = None if self._config.model.follow is None else newest(self._config.model.follow)
         if found is None:
             return None
-        data_dir, wanted = self._config.data_dir, manifest_of(found)
-        unfinished = unfinished_generations(data_dir)
-        for name in generations(data_dir):
-            own = model_path(data_dir, name)
-            if name not in unfinished and own.exists() and same_model(manifest_of(own), wanted):
-                return None
-        return found
+        return None if was_built_with(self._config.data_dir, manifest_of(found)) else found
 
     def _unfinished(self) -> Path | None:
         """The model of a refresh that a killed process had begun."""

@@ -343,7 +343,8 @@ def open_for_reading(config: Config, generation: str | None = None) -> Iterator[
 def remove_all(data_dir: Path) -> None:
     """Remove all generations, for starting anew."""
     shutil.rmtree(data_dir / "generations", ignore_errors=True)
-    (data_dir / "CURRENT").unlink(missing_ok=True)
+    for name in ("CURRENT", "followed"):
+        (data_dir / name).unlink(missing_ok=True)
 
 
 def encoder_of(model: FrozenModel) -> Encode:

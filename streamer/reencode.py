@@ -7,6 +7,7 @@ standard output. It ends at once when its input does, which is when the daemon h
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from typing import Any, Final
@@ -26,6 +27,7 @@ _NICE: Final = 10
 
 def main() -> int:
     """Do what the input says; the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which is for the daemon: it ends us
     told: dict[str, Any] = orjson.loads(_line())
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     os.nice(_NICE)  # events and requests come first

@@ -2,7 +2,8 @@
 
 Beside its model and shards such a generation has a file ``refreshing`` until it is promoted: what a process that was
 killed left unfinished is found by it, and gone on with. A generation that gave its place to another has a file
-``served``: once it is not the one before either, nobody goes back to it.
+``served``: once it is not the one before either, nobody goes back to it. The data directory's file ``followed`` tells
+which model was followed last: it is not followed again once it was gone back from and its generation dropped.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 _UNFINISHED: Final = "refreshing"
 _SERVED: Final = "served"
+_FOLLOWED: Final = "followed"
 
 
 def coming(config: Config, serving: Generation, artifact: Path) -> Generation:
@@ -107,6 +109,33 @@ def manifest_of(directory: Path) -> ArtifactManifest:
     from model_runtime.artifact import read_manifest  # noqa: PLC0415  # loads torch's tensors library
 
     return read_manifest(directory)
+
+
+def was_built_with(data_dir: Path, wanted: ArtifactManifest) -> bool:
+    """Whether a generation is of this model, or was one that answered, when this was last asked.
+
+    The answer outlives the generation: after a rollback the one that was gone back from may be dropped.
+
+    Raises:
+        StoreError: if the disk refuses.
+        ArtifactError: if the model of a generation is damaged.
+    """
+    note, told = data_dir / _FOLLOWED, wanted.model_dump_json(include={"files", "features"})
+    unfinished, in_use = unfinished_generations(data_dir), current_generation(data_dir)
+    try:
+        known = note.exists() and note.read_text() == told
+        for name in generations(data_dir):
+            own = model_path(data_dir, name)
+            if known or name in unfinished or not own.exists() or not same_model(manifest_of(own), wanted):
+                continue
+            if name == in_use or (own.parent / _SERVED).exists():
+                aside = note.with_name(f"{note.name}.partial")
+                aside.write_text(told)
+                aside.replace(note)
+            known = True
+    except OSError as error:
+        raise StoreError(f"cannot read or write in {data_dir}: {error}; free disk space") from error
+    return known
 
 
 def unfinished_generations(data_dir: Path) -> list[str]:

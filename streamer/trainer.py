@@ -22,10 +22,11 @@ import structlog
 from indexer.failpoints import failpoint
 from indexer.store import now_ms
 from model_runtime import artifact as artifacts
-from model_runtime.published import TRAINING, expire, newest, next_place, remove_half_written
+from model_runtime.published import TRAINING, expire, is_name, newest, next_place, remove_half_written
+from model_runtime.runtime import torch_device
 from model_runtime.training.state import TrainingState
 from model_runtime.training.trainer import Trainer
-from schemas.errors import ArtifactError, UsageError
+from schemas.errors import ArtifactError, ConfigError, UsageError
 from schemas.training import TrainingConfig
 from streamer.sources.eventlog import EventLogSource
 from streamer.train import telling
@@ -98,11 +99,23 @@ class TrainerProcess:
         """
         with _alone(self.models):
             remove_half_written(self.models)
+            self._check()
             source = EventLogSource(self.events, follow=not self.schedule.once)
             try:
                 self._follow(source)
             finally:
                 source.close()
+
+    def _check(self) -> None:
+        """Tell now what would else be found when the first artifact is due, hours later."""
+        torch_device(self.device)
+        before = newest(self.models)
+        name = (TrainingConfig.model_validate(self.given) if before is None else self._state_of(before).config).name
+        if not is_name(name):
+            raise ConfigError(
+                f"training settings: name is {name!r}, and artifacts would be {name}-0001 in {self.models}; "
+                "give a name that a directory can have and that does not begin with a dot"
+            )
 
     def _follow(self, source: EventLogSource) -> None:
         reading = Reading()

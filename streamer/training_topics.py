@@ -78,7 +78,7 @@ def read_training_topics(
         for partition in partitions:
             if starts[partition] < ends[partition]:
                 source.resume([partition])
-                _read(source, partition, ends[partition], span, reading, progress)
+                _read(source, partition, (starts[partition], ends[partition]), span, reading, progress)
                 source.pause([partition])
         return reading.log()
     finally:
@@ -93,13 +93,13 @@ def _ends(span: TopicSpan, latest: Mapping[Partition, int]) -> dict[Partition, i
 def _read(
     source: KafkaSource,
     partition: Partition,
-    end: int,
+    bounds: tuple[int, int],
     span: TopicSpan,
     reading: Reading,
     progress: Callable[[int], None] | None,
 ) -> None:
     limit_s = span.config.kafka.connect_timeout_s
-    at, heard = 0, time.monotonic()
+    (at, end), heard = bounds, time.monotonic()
     while at < end:
         polled = source.poll(_POLL, _WAIT_S)
         if polled:

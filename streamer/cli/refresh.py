@@ -15,7 +15,7 @@ from schemas.refresh import Refreshed
 from streamer.asking import ask_daemon, running_daemon
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, progress_bar, show
 from streamer.cli._promotion import wait_for_switch
-from streamer.generations import current_generation, load_model, local_shards, open_for_reading
+from streamer.generations import current_generation, load_model, local_shards, open_for_reading, require_generation
 from streamer.refreshing import coming, refreshed, switch_to
 
 
@@ -37,25 +37,30 @@ def refresh(
     """
     found = config(config_file, data_dir, verbose)
     before = current_generation(found.data_dir)
+    require_generation(found.data_dir, before)  # before anything is made in a directory that is none of ours
     url = running_daemon(found.data_dir)
     if url is not None:
         name = str(ask_daemon(url, "/refresh", {"model": str(model.resolve())})["generation"])
         wait_for_switch(url, name)
     else:
-        name = _refresh_here(found, before, model)
-    with open_for_reading(found, name) as stores:
-        done = refreshed(stores.values())
+        before, name = _refresh_here(found, model)
+    done = None
+    if local_shards(found.data_dir, name):
+        with open_for_reading(found, name) as stores:
+            done = refreshed(stores.values())
     document: dict[str, Any] = {"generation": name, "previous": before}
     document |= {} if done is None else done.model_dump(mode="json")
     show(document, as_json, lambda: _table(document, done))
 
 
-def _refresh_here(found: Config, before: str, model: Path) -> str:
+def _refresh_here(found: Config, model: Path) -> tuple[str, str]:
+    """The generation before, as nobody can change it meanwhile, and the new one."""
     from streamer.daemon import held  # noqa: PLC0415  # loads torch, as the next one
     from streamer.reencoding import image_path, make_of_image  # noqa: PLC0415
     from streamer.shards import Generation  # noqa: PLC0415
 
     with held(found.data_dir):
+        before = current_generation(found.data_dir)
         made = coming(found, Generation(before, load_model(found, before)), model)
         with progress_bar() as bar:
             task = bar.add_task("items encoded", total=None)
@@ -64,11 +69,14 @@ def _refresh_here(found: Config, before: str, model: Path) -> str:
                     continue
                 image = image_path(found, made.name, number)
                 shutil.rmtree(image, ignore_errors=True)  # of a process that was killed here
-                with Store.open(store_path(found.data_dir, before, number)) as store:
-                    store.checkpoint(image)
-                make_of_image(found, before, made, number, lambda n: bar.advance(task, n))
+                try:
+                    with Store.open(store_path(found.data_dir, before, number)) as store:
+                        store.checkpoint(image)
+                    make_of_image(found, before, made, number, lambda n: bar.advance(task, n))
+                finally:
+                    shutil.rmtree(image, ignore_errors=True)  # where it failed, on a full disk for example
         switch_to(found.data_dir, made.name, before)
-    return made.name
+    return before, made.name
 
 
 def _table(document: dict[str, Any], done: Refreshed | None) -> Table:

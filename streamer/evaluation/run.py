@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -81,7 +83,7 @@ class _Run:
         with tempfile.TemporaryDirectory(prefix="facetstream-evaluation-") as scratch, _environment():
             shared = Path(scratch) / "run"
             shared.write_bytes(pickle.dumps(self))
-            with ProcessPoolExecutor(min(jobs, len(tasks)), context) as pool:
+            with ProcessPoolExecutor(min(jobs, len(tasks)), context, _end_with_parent) as pool:
                 seed_of = {
                     pool.submit(_task, shared, seed, tuple(part.name for part in group)): seed for seed, group in tasks
                 }
@@ -100,6 +102,18 @@ class _Run:
         """All parts of one seed."""
         everything = self.parts()
         return merged(outcomes, [part.name for part in everything], dict.fromkeys(part.line for part in everything))
+
+
+def _end_with_parent() -> None:
+    """In a process of its own: when the one that started it is killed, nobody waits for what it finds."""
+
+    def wait(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=wait, args=(parent.sentinel,), name="parent", daemon=True).start()
 
 
 def _task(shared: Path, seed: int, chosen: Collection[str]) -> Outcome:

@@ -215,6 +215,24 @@ def test_the_process_that_encodes_ends_with_its_daemon(world: World) -> None:
     assert_as_built_anew(world, "other")
 
 
+def test_an_interrupt_of_the_terminal_is_the_daemons(world: World) -> None:
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS="refresh.encoded=sleep:600000").until_ready()
+    world.begin("data", "refresh", "--model", world.folder / "other")
+    daemon.until(lambda: bool(children(daemon)), "the process that encodes")
+    (child,) = children(daemon)
+    image = world.data_dir("data") / "generations" / SECOND
+    daemon.until(lambda: ignores_interrupts(child) and any(image.glob("*.partial")), "its work begun")
+    os.kill(child, signal.SIGINT)
+    daemon.signal(signal.SIGINT)
+    daemon.end()
+    assert "promotion_failed" not in daemon.said()
+
+
+def ignores_interrupts(pid: int) -> bool:
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) & 1 << (signal.SIGINT - 1))
+
+
 def test_a_daemon_that_stops_does_not_wait_for_it(world: World) -> None:
     daemon = world.run("data", FACETSTREAM_FAILPOINTS="refresh.encoded=sleep:600000").until_ready()
     asking = world.begin("data", "refresh", "--model", world.folder / "other")

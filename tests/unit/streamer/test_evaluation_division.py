@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import orjson
 import pytest
@@ -93,3 +99,45 @@ def test_a_given_model_is_asked_by_many_processes_too():
     timeline, model = timeline_of(random_log(7)), FrozenModel.untrained(2, 2, 3, 8)
     one, two = (evaluate(timeline, SETTINGS, FROM, model=model, jobs=jobs) for jobs in (1, 2))
     assert without_times(orjson.loads(orjson.dumps(two))) == without_times(orjson.loads(orjson.dumps(one)))
+
+
+@pytest.mark.slow
+def test_processes_of_an_evaluation_that_is_killed_end(tmp_path):
+    asked = (
+        "from streamer.evaluation.run import evaluate\n"
+        "from streamer.evaluation.timeline import timeline_of\n"
+        "from tests.evaluation_logs import SETTINGS, random_log\n"
+        "settings = SETTINGS.model_copy(update={'seeds': 2})\n"
+        f"evaluate(timeline_of(random_log(6)), settings, {FROM}, full=False, jobs=2)\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", asked], env=environment) as process:
+        try:
+            until(lambda: len(list(tmp_path.glob("facetstream-evaluation-*"))) == 3, process)
+            found = workers(process.pid)
+        finally:
+            process.kill()
+    assert len(found) == 2
+    until(lambda: not any(map(runs, found)))
+
+
+def until(condition, process=None):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.01)
+
+
+def workers(pid):
+    """Processes that answer, which is not the one that counts what they share."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for path in tasks for child in path.read_text().split()]
+    return [child for child in children if runs(child)]
+
+
+def runs(pid):
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

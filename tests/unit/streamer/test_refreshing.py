@@ -10,10 +10,12 @@ import pytest
 from model_runtime.runtime import FrozenModel
 from schemas.artifact import FeatureSpec
 from schemas.config import Config
-from schemas.errors import ArtifactError, StoreMismatchError, UsageError
+from schemas.errors import ArtifactError, NotFoundError, StoreMismatchError, UsageError
+from streamer.cli import app
 from streamer.generations import (
     FIRST,
     Pointer,
+    drop_generation,
     generations,
     load_model,
     make_generation,
@@ -22,7 +24,15 @@ from streamer.generations import (
     point_to,
     pointer,
 )
-from streamer.refreshing import coming, drop_served, same_model, switch_to, unfinished_generations
+from streamer.refreshing import (
+    coming,
+    drop_served,
+    manifest_of,
+    same_model,
+    switch_to,
+    unfinished_generations,
+    was_built_with,
+)
 from streamer.shards import Generation
 from tests.builders import tiny_model
 
@@ -146,3 +156,38 @@ def test_what_is_followed_is_what_a_first_generation_begins_with(tmp_path: Path,
     open_index(config, load_model(config)).close()
     # The configured model is none that a generation was built with: it may have been dropped long ago.
     assert same_model(load_model(config).manifest, tiny_model(1).manifest)
+
+
+def test_a_model_that_was_gone_back_from_is_known_when_its_generation_is_dropped(config: Config, models: Path) -> None:
+    bad, newer = manifest_of(models / "1"), manifest_of(models / "2")
+    coming(config, serving(config), models / "1")
+    assert not was_built_with(config.data_dir, bad)  # it is not finished
+    switch_to(config.data_dir, SECOND, FIRST)
+    switch_to(config.data_dir, FIRST, SECOND)
+    assert was_built_with(config.data_dir, bad)
+    drop_generation(config.data_dir, SECOND)
+    assert was_built_with(config.data_dir, bad)
+    assert not was_built_with(config.data_dir, newer)
+
+
+def test_a_model_that_somebody_built_with_and_dropped_is_new_again(config: Config, models: Path) -> None:
+    make_generation(config.data_dir, "by-hand", tiny_model(1))
+    assert was_built_with(config.data_dir, manifest_of(models / "1"))
+    drop_generation(config.data_dir, "by-hand")
+    assert not was_built_with(config.data_dir, manifest_of(models / "1"))
+
+
+def test_there_must_be_an_index_to_refresh(tmp_path: Path, models: Path, monkeypatch, command_line) -> None:
+    monkeypatch.setenv("FACETSTREAM_MODEL__PATH", str(models / "0"))
+    told = command_line.invoke(app, ["refresh", "--model", str(models / "1"), "--data-dir", str(tmp_path / "none")])
+    assert isinstance(told.exception, NotFoundError), told.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_refresh_that_fails_leaves_no_image(config: Config, models: Path, monkeypatch, command_line) -> None:
+    monkeypatch.setenv("FACETSTREAM_MODEL__PATH", str(models / "0"))
+    monkeypatch.setenv("FACETSTREAM_COUNTERS__HALF_LIVES_S", "[60, 7200]")
+    told = command_line.invoke(app, ["refresh", "--model", str(models / "1"), "--data-dir", str(config.data_dir)])
+    assert isinstance(told.exception, StoreMismatchError), told.output
+    assert not list(config.data_dir.rglob("*.partial"))
+    assert pointer(config.data_dir) == Pointer(FIRST, None)

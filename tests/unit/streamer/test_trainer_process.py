@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from model_runtime.published import TRAINING, newest
 from model_runtime.training.state import TrainingState
-from schemas.errors import UsageError
+from schemas.errors import ArtifactError, ConfigError, UsageError
 from streamer.trainer import Schedule, TrainerProcess
 from tests.daemons import Process
 
@@ -164,6 +165,27 @@ def test_one_that_is_killed_while_it_publishes_leaves_whole_artifacts(events: Pa
     assert newest(models) == models / "small-0002"
     assert files_of(models) == files_of(calm)
     assert not [path for path in models.iterdir() if path.name.startswith(".small")]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"name": "news/v1"}, ConfigError, "name is 'news/v1'"),
+        ({"name": ".news"}, ConfigError, "name is '.news'"),
+        ({"name": ""}, ConfigError, "name is ''"),
+        ({"codewords": 1}, ValidationError, "codewords"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_is_due(
+    events: Path, tmp_path: Path, change: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        TrainerProcess(events, tmp_path / "models", Schedule(every_s=1e9), GIVEN | change).run()
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_is_due(events: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="abacus"):
+        TrainerProcess(events, tmp_path / "models", Schedule(every_s=1e9), GIVEN, device="abacus").run()
 
 
 @pytest.mark.slow
