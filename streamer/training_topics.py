@@ -58,15 +58,21 @@ def read_training_topics(
         As :func:`streamer.training_data.read_training_log`.
 
     Raises:
-        UsageError: a partition's start lies behind its stop.
-        BrokerError: the broker does not answer, a topic is missing, the records asked for were removed, or nothing
-            came for ``kafka.connect_timeout_s``.
+        UsageError: a partition's start lies behind its stop, or before the oldest record that is kept.
+        BrokerError: the broker does not answer, a topic is missing, records were removed while they were read, or
+            nothing came for ``kafka.connect_timeout_s``.
     """
     source = KafkaSource(span.config)
     try:
         partitions = source.partitions()
         starts = resolve(span.config, partitions, span.start)
         ends = _ends(span, source.end_offsets())
+        kept = resolve(span.config, partitions, "earliest")
+        if gone := [partition for partition in partitions if starts[partition] < kept[partition]]:
+            raise UsageError(
+                f"{gone[0]}: training would start at {starts[gone[0]]}, but the records before {kept[gone[0]]} were "
+                "removed; give --from earliest, or a later place"
+            )
         if wrong := [partition for partition in partitions if starts[partition] > ends[partition]]:
             raise UsageError(
                 f"{wrong[0]}: training would start at {starts[wrong[0]]} and stop at {ends[wrong[0]]}; "

@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from kafka import TopicPartition
 
 from schemas.config import Config
 from schemas.errors import UsageError
 from streamer.cli import app
+from streamer.kafka_clients import open_admin
 from streamer.training_data import read_training_log
 from streamer.training_topics import TopicSpan, read_training_topics
 from tests.builders import random_log, write_log
@@ -78,6 +80,17 @@ def test_a_span_that_ends_before_it_starts_is_refused(fresh_topics):
     send(kafka, random_log(5, 100, partitions=1))
     with pytest.raises(UsageError, match="would start at 5 and stop at 2; give an earlier --from"):
         read_training_topics(TopicSpan(Config(kafka=kafka), "5", "2"))
+
+
+def test_records_that_are_gone_are_not_asked_for(fresh_topics):
+    kafka = fresh_topics(1)
+    send(kafka, random_log(5, 100, partitions=1))
+    admin = open_admin(kafka)
+    admin.delete_records({TopicPartition(kafka.items_topic, 0): 3})
+    admin.close()
+    with pytest.raises(UsageError, match="would start at 0, but the records before 3 were removed; give --from earl"):
+        read_training_topics(TopicSpan(Config(kafka=kafka), "0"))
+    assert read_training_topics(TopicSpan(Config(kafka=kafka))).item_ids
 
 
 def test_the_command_trains_on_topics(fresh_topics, tmp_path, command_line):
