@@ -124,7 +124,7 @@ def _publishing(name: str) -> Callable[[Rig, random.Random], bool]:
         told = {"FACETSTREAM_SNAPSHOTS__ENABLED": "true", "FACETSTREAM_SNAPSHOTS__DELTA_S": "0.02"}
         daemon = rig.daemon(failpoints=f"{name}=kill@{hit}", **told)
         if rig.caught_up(daemon):  # it publishes once it is ready, and again when more comes
-            rig.more(300)
+            rig.more(300, live=True)
         reached = _reached(rig, daemon)
         follower = SnapshotFollower(url_of(rig.config))
         with contextlib.suppress(NotFoundError):

@@ -22,7 +22,8 @@ class Feed:
     Items come, change and go in a window that moves on, so that leaves grow, split, shrink and merge; some are all
     alike, so that a leaf cannot be split. Engagements come late, early and for items that never come; some records are
     no events at all. Event times of a chunk end before those of the next begin: partitions are read in event time as
-    far as they are there, and here the order must not depend on how much of them was there when they were read.
+    far as they are there, and here the order must not depend on how much of them was there when they were read. Within
+    a chunk it does: one that is sent while a daemon reads must be of one stream.
     """
 
     def __init__(self, seed: int, partitions: int) -> None:
@@ -31,19 +32,21 @@ class Feed:
         self.chunks = 0
         self.records = 0
 
-    def send(self, kafka: KafkaConfig, events: int) -> None:
-        """Produce the next chunk."""
+    def send(self, kafka: KafkaConfig, events: int, *, live: bool = False) -> None:
+        """Produce the next chunk; of one that is read as it comes, only what happens to items."""
         topics = {"items": kafka.items_topic, "engagements": kafka.engagements_topic}
         producer = open_producer(kafka, linger_ms=5)
         try:
             for stream, item_id, at, value in self._chunk(events):
+                if live and stream != "items":
+                    continue
+                self.records += 1
                 place = {"partition": partition_of(item_id, self._partitions), "timestamp_ms": at}
                 producer.send(topics[stream], value, item_id.encode(), **place)
             producer.flush(60)
         finally:
             close_producer(producer, 5)
         self.chunks += 1
-        self.records += events
 
     def _chunk(self, events: int) -> Iterator[tuple[str, str, int, bytes | None]]:
         rng = np.random.default_rng([self._seed, self.chunks])

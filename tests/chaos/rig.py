@@ -176,9 +176,9 @@ class Rig:
 
     # -- the daemon ------------------------------------------------------------------------------------------------
 
-    def more(self, events: int = 1_200) -> None:
-        """More records for the daemon to work on."""
-        self.feed.send(self.config.kafka, events)
+    def more(self, events: int = 1_200, *, live: bool = False) -> None:
+        """More records for the daemon to work on; ``live``: it reads them as they come."""
+        self.feed.send(self.config.kafka, events, live=live)
 
     def command(self, *command: str, failpoints: str = "", **environment: str) -> Process:
         """Start a command on this index."""
