@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import fcntl
 import gc
 import os
 import signal
@@ -24,9 +23,9 @@ import structlog
 from indexer.store import now_ms
 from indexer.warm import warm_up
 from schemas.config import Config
-from schemas.errors import StoreError, StoreLockedError, UsageError
+from schemas.errors import StoreError, UsageError
 from streamer.answers import routes
-from streamer.asking import LOCK_FILE, STATE_FILE
+from streamer.asking import STATE_FILE
 from streamer.backup import Backups
 from streamer.following import Following
 from streamer.generations import (
@@ -38,6 +37,7 @@ from streamer.generations import (
     release_shard,
     require_generation,
 )
+from streamer.holding import held
 from streamer.http import HttpServer
 from streamer.membership import AllShards, Committer, KafkaGroup, Membership
 from streamer.metrics import Metrics
@@ -451,33 +451,6 @@ def _instance_id(data_dir: Path) -> str:
         return path.read_text().strip()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error}; choose another --data-dir") from error
-
-
-@contextmanager
-def held(data_dir: Path) -> Iterator[None]:
-    """One daemon at a time on a data directory, and nobody who changes what is in use beside it.
-
-    Raises:
-        StoreLockedError: if a daemon runs on it.
-        StoreError: if it cannot be written.
-    """
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(f"cannot write to {data_dir}: {error}; choose another --data-dir") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreLockedError(
-                f"{data_dir} is held by another process, most likely a running daemon; stop it, or use a reading "
-                "command"
-            ) from None
-        (data_dir / STATE_FILE).unlink(missing_ok=True)  # of one that was killed
-        yield
-    finally:
-        os.close(lock)
 
 
 @contextmanager

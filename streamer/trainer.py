@@ -7,12 +7,10 @@ stays in memory; the log is read once.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +26,7 @@ from model_runtime.training.state import TrainingState
 from model_runtime.training.trainer import Trainer
 from schemas.errors import ArtifactError, ConfigError, UsageError
 from schemas.training import TrainingConfig
+from streamer.holding import locked
 from streamer.sources.eventlog import EventLogSource
 from streamer.train import telling
 from streamer.training_data import Reading
@@ -193,19 +192,11 @@ class TrainerProcess:
         return path
 
 
-@contextmanager
-def _alone(models: Path) -> Iterator[None]:
+def _alone(models: Path) -> AbstractContextManager[None]:
     """One trainer at a time on a directory of artifacts."""
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        lock = os.open(models / ".trainer.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ArtifactError(f"cannot write to {models}: {error}; choose another --models") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another trainer publishes to {models}; stop it, or choose another --models") from None
-        yield
-    finally:
-        os.close(lock)
+    taken = UsageError(f"another trainer publishes to {models}; stop it, or choose another --models")
+
+    def denied(error: OSError) -> ArtifactError:
+        return ArtifactError(f"cannot write to {models}: {error}; choose another --models")
+
+    return locked(models / ".trainer.lock", taken, denied)

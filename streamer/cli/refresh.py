@@ -16,6 +16,7 @@ from streamer.asking import ask_daemon, running_daemon
 from streamer.cli._context import AsJson, ConfigFile, DataDir, Verbose, config, grid, progress_bar, show
 from streamer.cli._promotion import wait_for_switch
 from streamer.generations import current_generation, load_model, local_shards, open_for_reading, require_generation
+from streamer.holding import held
 from streamer.refreshing import coming, refreshed, switch_to
 
 
@@ -55,8 +56,7 @@ def refresh(
 
 def _refresh_here(found: Config, model: Path) -> tuple[str, str]:
     """The generation before, as nobody can change it meanwhile, and the new one."""
-    from streamer.daemon import held  # noqa: PLC0415  # loads torch, as the next one
-    from streamer.reencoding import image_path, make_of_image  # noqa: PLC0415
+    from streamer.reencoding import image_path, make_of_image  # noqa: PLC0415  # loads torch, as the next one
     from streamer.shards import Generation  # noqa: PLC0415
 
     with held(found.data_dir):
