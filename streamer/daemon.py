@@ -380,7 +380,8 @@ class Daemon:
             self._ended += leaving
             if promotion.refresh:
                 self.metrics.refreshes.labels("failed").inc()
-            self.promotion, self.promoted = None, promotion.end("failed", error)
+            self.promoted = promotion.end("failed", error)
+            self.promotion = None  # last: whoever sees none finds what became of it
         elif self.joined and promotion.caught_up(self.shards):
             self._switch(promotion)
 
@@ -389,8 +390,8 @@ class Daemon:
         old, new = self.serving, promotion.generation
         switch_to(self.config.data_dir, new.name, old.name)
         leaving = list(self.shards.values())
-        self.shards, self.serving, self.promotion = promotion.shards, new, None
-        self.promoted = promotion.end("done")
+        self.shards, self.serving, self.promoted = promotion.shards, new, promotion.end("done")
+        self.promotion = None  # last: whoever sees none finds what became of it
         for shard in leaving:
             shard.stop()
             self._successions.append((shard, self.shards[shard.number], promotion.letters_at.get(shard.number)))

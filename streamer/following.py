@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -42,6 +42,8 @@ class Following:
         self._daemon = daemon
         self._stop = threading.Event()
         self._begun: str | None = None
+        self._ended: dict[str, Any] | None = None
+        self._told = False
         self._not_before = 0.0
         self._thread: threading.Thread | None = None
 
@@ -75,10 +77,11 @@ class Following:
         daemon = self._daemon
         if time.monotonic() < self._not_before or daemon.promotion is not None or not daemon.caught_up:
             return
+        ended, self._ended = self._ended, daemon.promoted
+        if self._ended is not None and self._ended is not ended and self._ended["state"] == "failed":  # which was told
+            self._begun, self._not_before = None, time.monotonic() + _AGAIN_S
+            return
         if self._begun is not None:
-            if daemon.serving.name != self._begun:  # it failed, which was told
-                self._begun, self._not_before = None, time.monotonic() + _AGAIN_S
-                return
             if self._config.model.follow is not None:
                 drop_served(self._config.data_dir)
             self._begun = None
@@ -90,8 +93,12 @@ class Following:
         """The newest artifact that is followed, if no generation was built with it."""
         from model_runtime.published import newest  # noqa: PLC0415  # loads torch, which reading commands do without
 
-        found = None if self._config.model.follow is None else newest(self._config.model.follow)
+        follow = self._config.model.follow
+        found = None if follow is None else newest(follow)
         if found is None:
+            if follow is not None and not self._told:
+                log.warning("nothing_to_follow", directory=str(follow), why="no artifact NAME-0001 is there yet")
+            self._told = True
             return None
         return None if was_built_with(self._config.data_dir, manifest_of(found)) else found
 

@@ -181,8 +181,8 @@ def drop_generation(data_dir: Path, generation: str) -> int:
     for shard in local_shards(data_dir, generation, released=True):
         Store.open(store_path(data_dir, generation, shard)).close()  # nobody writes to it, or this raises
     folder = data_dir / "generations"
-    freed = sum(file.stat().st_size for file in (folder / generation).rglob("*") if file.is_file())
     try:
+        freed = sum(file.stat().st_size for file in (folder / generation).rglob("*") if file.is_file())
         if at.previous == generation:
             point_to(data_dir, at.current, None)
         (folder / generation).rename(folder / f"{_DROPPING}{generation}")

@@ -121,7 +121,9 @@ class TrainerProcess:
         unseen = 0
         while not self.stopped.is_set():
             reading.until_ms = now_ms() + _AHEAD_MS
-            unseen += reading.read_on(source)
+            unseen += reading.read_on(source, stopped=self.stopped.is_set)
+            if self.stopped.is_set():
+                return
             if unseen and (self.schedule.once or self._due(reading)):
                 unseen = 0
                 try:

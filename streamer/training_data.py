@@ -103,14 +103,19 @@ class Reading:
         self._columns = _Engagements()
         self._skipped = dict.fromkeys((BAD_RECORD, AFTER_UNTIL, UNKNOWN_ITEM, DELETED_ITEM), 0)
 
-    def read_on(self, source: EventLogSource, progress: Callable[[int], None] | None = None) -> int:
-        """Take all records that a source has now; returns how many.
+    def read_on(
+        self,
+        source: EventLogSource,
+        progress: Callable[[int], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Take all records that a source has now, or those before ``stopped`` says so; returns how many.
 
         Raises:
             UsageError: the log is damaged, or changed otherwise than by growing.
         """
         taken = 0
-        while polled := source.poll(_POLL, 0.0):
+        while not stopped() and (polled := source.poll(_POLL, 0.0)):
             for records in polled:
                 self.take(records)
                 taken += len(records)

@@ -25,6 +25,11 @@ def wait_for_switch(url: str, name: str) -> None:
             if status["generation"] == name:
                 return
             promotion = status["promotion"] or {}
+            if promotion.get("generation") != name:
+                raise StoreError(
+                    f"generation {status['generation']} took the place that {name} was asked for; "
+                    "`generation list` shows what is there"
+                )
             if promotion.get("state") == "failed":
                 raise StoreError(
                     f"generation {name} was not promoted: {promotion['error']}; {status['generation']} goes on"

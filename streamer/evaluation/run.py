@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,13 @@ class _Run:
                     for future in as_completed(seed_of):
                         found[seed_of[future]].append(future.result())
                         done(1)
+                except BrokenProcessPool as error:
+                    raise UsageError(
+                        "a process of the evaluation was killed, perhaps for want of memory: try fewer --jobs"
+                    ) from error
                 except BaseException:
-                    pool.shutdown(
-                        wait=False, cancel_futures=True
-                    )  # what has not begun need not, for nobody will read it
+                    # What has not begun need not, for nobody will read it.
+                    pool.shutdown(wait=False, cancel_futures=True)
                     raise
         return [self.whole(outcomes) for outcomes in found]
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,14 @@ def test_newer_artifacts_are_followed_and_one_that_was_gone_back_from_is_not(wor
     assert_as_built_anew(world, "last")
 
 
+def test_a_directory_without_artifacts_to_follow_is_named_once(world: World) -> None:
+    daemon = world.run("data", FACETSTREAM_MODEL__FOLLOW=str(world.folder / "mistyped")).until_ready()
+    daemon.until(lambda: bool(daemon.events("nothing_to_follow")), "the warning")
+    time.sleep(1.5)
+    (said,) = daemon.events("nothing_to_follow")
+    assert said["directory"] == str(world.folder / "mistyped")
+
+
 def children(daemon: Daemon) -> list[int]:
     tasks = Path(f"/proc/{daemon.process.pid}/task")
     return [int(pid) for path in tasks.glob("*/children") for pid in path.read_text().split()]
@@ -190,7 +199,9 @@ def test_the_process_that_encodes_is_killed(world: World, point: str) -> None:
     assert f"{FIRST} goes on" in said
     world.send(random_log(34, 300))
     world.until_applied(daemon)
+    time.sleep(1.5)  # it is looked for what is left undone twice a second
     assert serves(daemon, FIRST)
+    assert len(daemon.events("refresh_begun")) == 1
     daemon.kill()
     daemon = world.run("data").until_ready()
     daemon.until(lambda: serves(daemon, SECOND), "the refresh gone on with")
