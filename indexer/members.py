@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from indexer import member_kernels as kernels
 from indexer import order_kernels
+from indexer.pages import zeros
 from indexer.ragged import spans
 
 I64 = npt.NDArray[np.int64]
@@ -90,7 +91,7 @@ class MemberPool:
         """Make room for the places of ``count`` items."""
         have = len(self.place)
         if count > have:
-            place = np.zeros((max(count, have + have // 4, 1_024), self.facets), np.uint32)
+            place = zeros((max(count, have + have // 4, 1_024), self.facets), np.uint32)
             place[:have] = self.place
             self.place = place
 
@@ -293,7 +294,7 @@ class MemberPool:
     def _enlarged(self, size: int) -> _Arrays:
         """Arrays of ``size`` members, made aside, that hold what is in use."""
         keep, dim = min(self._used, len(self.ordinal)), self.bits.shape[1]
-        ordinal, heat, bits = np.zeros(size, np.uint32), np.zeros(size, np.float32), np.zeros((size, dim), np.uint16)
+        ordinal, heat, bits = zeros(size, np.uint32), zeros(size, np.float32), zeros((size, dim), np.uint16)
         ordinal[:keep], heat[:keep], bits[:keep] = self.ordinal[:keep], self.heat[:keep], self.bits[:keep]
         return ordinal, heat, bits
 

@@ -19,6 +19,7 @@ from indexer.keys import ItemState, LeafState
 from indexer.labels import LabelTable
 from indexer.members import FacetMembers, MemberPool
 from indexer.order import Impact, Order
+from indexer.pages import zeros
 from indexer.ragged import RaggedPool
 from indexer.reads import Reads
 from indexer.shared_lock import SharedLock
@@ -70,7 +71,7 @@ class Rows:
         if size > have:
             room = max(size, have + have // 2, 1_024)
             for name, array in self._arrays.items():
-                grown = np.zeros((room, *array.shape[1:]), array.dtype)
+                grown = zeros((room, *array.shape[1:]), array.dtype)
                 grown[:have] = array
                 self._arrays[name] = grown
         if size > self._size:
@@ -81,7 +82,7 @@ class Rows:
         """Grow the second axis of one array."""
         array = self._arrays[name]
         if width > array.shape[1]:
-            grown = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
+            grown = zeros((len(array), width, *array.shape[2:]), array.dtype)
             grown[:, : array.shape[1]] = array
             self._arrays[name] = grown
             self.changes += 1
