@@ -1,27 +1,27 @@
-"""Large arrays in pages of the ordinary size.
+"""Large arrays without asking for huge pages.
 
-For arrays of 4 MiB and more numpy asks for huge pages. Where the machine is a guest whose page tables are kept by
-software, such a page takes several times as long to be had as the small ones in its place: 7 ms for 2 MiB, measured,
-against 1.1. Opening an index and growing its arrays wait for that; requests gain a few hundredths by them at most.
+For arrays of 4 MiB and more numpy asks the kernel for huge pages. On a virtual machine that gives free memory back to
+its host, one of 2 MiB takes 7 ms to be had again, 512 small ones 1.1 ms. Opening an index and growing its arrays wait
+for that; requests gain a few hundredths by huge pages at most.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy._core import multiarray
 
-_LARGE: Final = 4 << 20
+# numpy knows an environment variable besides, which holds for a whole process and has to be set before it is imported.
+_ask = getattr(multiarray, "_set_madvise_hugepage", lambda _: False)
+_asks = getattr(multiarray, "_get_madvise_hugepage", lambda: False)()
 
 
 def zeros(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """As :func:`numpy.zeros`: memory is taken where it is written to, in pages of the ordinary size."""
-    count = shape if isinstance(shape, int) else math.prod(shape)
-    size = count * np.dtype(dtype).itemsize
-    if size < _LARGE:
+    """As :func:`numpy.zeros`, in pages of the ordinary size unless the system gives huge ones to everybody."""
+    _ask(False)
+    try:
         return np.zeros(shape, dtype)
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(memory, dtype, count).reshape(shape)
+    finally:
+        _ask(_asks)  # another thread's array in between has small pages, too: no harm

@@ -75,11 +75,9 @@ class Following:
 
     def _turn(self) -> None:
         daemon = self._daemon
-        if time.monotonic() < self._not_before or daemon.promotion is not None or not daemon.caught_up:
-            return
-        ended, self._ended = self._ended, daemon.promoted
-        if self._ended is not None and self._ended is not ended and self._ended["state"] == "failed":  # which was told
-            self._begun, self._not_before = None, time.monotonic() + _AGAIN_S
+        promotion = daemon.promotion  # first: once there is none, what became of it is known
+        self._note_failure()
+        if time.monotonic() < self._not_before or promotion is not None or not daemon.caught_up:
             return
         if self._begun is not None:
             if self._config.model.follow is not None:
@@ -88,6 +86,16 @@ class Following:
         artifact = self._newer() or self._unfinished()
         if artifact is not None:
             self._begun = daemon.refresh(artifact).generation.name
+
+    def _note_failure(self) -> None:
+        """What failed is not begun again at once, whoever had asked for it."""
+        before, self._ended = self._ended, self._daemon.promoted
+        ended = self._ended
+        if ended is None or ended is before or not ended["refresh"] or ended["state"] != "failed":
+            return
+        self._not_before = time.monotonic() + _AGAIN_S
+        if ended["generation"] == self._begun:
+            self._begun = None
 
     def _newer(self) -> Path | None:
         """The newest artifact that is followed, if no generation was built with it."""

@@ -185,12 +185,17 @@ def drop_generation(data_dir: Path, generation: str) -> int:
         freed = sum(file.stat().st_size for file in (folder / generation).rglob("*") if file.is_file())
         if at.previous == generation:
             point_to(data_dir, at.current, None)
+        _remove_dropped(folder)  # before, too: one may have the name that is needed
         (folder / generation).rename(folder / f"{_DROPPING}{generation}")
-        for left in folder.glob(f"{_DROPPING}*"):
-            shutil.rmtree(left)
+        _remove_dropped(folder)
     except OSError as error:
         raise StoreError(f"cannot remove generation {generation}: {error}") from error
     return freed
+
+
+def _remove_dropped(folder: Path) -> None:
+    for left in folder.glob(f"{_DROPPING}*"):
+        shutil.rmtree(left)
 
 
 def store_meta(model: FrozenModel, generation: str, half_lives_s: tuple[int, ...]) -> StoreMeta:

@@ -27,8 +27,8 @@ def wait_for_switch(url: str, name: str) -> None:
             promotion = status["promotion"] or {}
             if promotion.get("generation") != name:
                 raise StoreError(
-                    f"generation {status['generation']} took the place that {name} was asked for; "
-                    "`generation list` shows what is there"
+                    f"generation {name} was given up or gave its place to another meanwhile; {status['generation']} "
+                    "is in use: see `generation list` and the daemon's log"
                 )
             if promotion.get("state") == "failed":
                 raise StoreError(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from schemas.errors import UsageError
+from schemas.errors import DependencyError, UsageError
 from streamer.evaluation.bench import Stage
 from streamer.evaluation.division import cost, divided
 from streamer.evaluation.lineup import lines, parts
@@ -85,16 +85,18 @@ class _Run:
             shared = Path(scratch) / "run"
             shared.write_bytes(pickle.dumps(self))
             with ProcessPoolExecutor(min(jobs, len(tasks)), context, _end_with_parent) as pool:
-                seed_of = {
-                    pool.submit(_task, shared, seed, tuple(part.name for part in group)): seed for seed, group in tasks
-                }
                 try:
+                    seed_of = {
+                        pool.submit(_task, shared, seed, tuple(part.name for part in group)): seed
+                        for seed, group in tasks
+                    }
                     for future in as_completed(seed_of):
                         found[seed_of[future]].append(future.result())
                         done(1)
                 except BrokenProcessPool as error:
-                    raise UsageError(
-                        "a process of the evaluation was killed, perhaps for want of memory: try fewer --jobs"
+                    raise DependencyError(
+                        "a process of the evaluation ended without an answer; was it killed for want of memory? "
+                        "Try fewer --jobs"
                     ) from error
                 except BaseException:
                     # What has not begun need not, for nobody will read it.

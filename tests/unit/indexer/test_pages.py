@@ -1,9 +1,10 @@
-"""Large arrays in small pages."""
+"""Large arrays without huge pages."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy._core import multiarray
 
 from indexer.pages import zeros
 
@@ -18,7 +19,7 @@ def test_they_are_as_those_of_numpy(shape: int | tuple[int, ...], dtype: type) -
     assert not found.any()
 
 
-def test_a_large_one_lives_as_long_as_what_shows_it() -> None:
-    part = zeros((1 << 20, 4), np.uint16)[::2]
-    part[:] = 3
-    assert part.sum() == 3 * part.size
+def test_numpy_asks_for_huge_pages_as_before_afterwards() -> None:
+    asks = multiarray._get_madvise_hugepage()
+    zeros(1 << 22, np.float32)
+    assert multiarray._get_madvise_hugepage() == asks

@@ -158,6 +158,15 @@ def test_what_is_followed_is_what_a_first_generation_begins_with(tmp_path: Path,
     assert same_model(load_model(config).manifest, tiny_model(1).manifest)
 
 
+def test_what_a_killed_drop_left_is_not_in_the_way_of_the_next(config: Config, models: Path) -> None:
+    make_generation(config.data_dir, SECOND, FrozenModel.load(models / "1"))
+    left = config.data_dir / "generations" / f"dropping-{SECOND}" / "model"
+    left.mkdir(parents=True)
+    (left / "manifest.json").touch()
+    assert drop_generation(config.data_dir, SECOND) > 0
+    assert [each.name for each in (config.data_dir / "generations").iterdir()] == [FIRST]
+
+
 def test_a_model_that_was_gone_back_from_is_known_when_its_generation_is_dropped(config: Config, models: Path) -> None:
     bad, newer = manifest_of(models / "1"), manifest_of(models / "2")
     coming(config, serving(config), models / "1")
