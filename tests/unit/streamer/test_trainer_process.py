@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from model_runtime.published import TRAINING, newest
 from model_runtime.training.state import TrainingState
 from schemas.errors import ArtifactError, ConfigError, UsageError
+from streamer.sources.eventlog import EventLogSource
 from streamer.trainer import Schedule, TrainerProcess
+from streamer.training_data import Reading
 from tests.daemons import Process
 
 SETTINGS = """
@@ -186,6 +188,16 @@ def test_wrong_settings_are_told_before_anything_is_due(
 def test_a_device_that_is_not_there_is_told_before_anything_is_due(events: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="abacus"):
         TrainerProcess(events, tmp_path / "models", Schedule(every_s=1e9), GIVEN, device="abacus").run()
+
+
+def test_reading_a_long_log_ends_when_it_is_to_and_can_go_on(events: Path) -> None:
+    clicks(events, 150, 20_000)
+    reading, source = Reading(), EventLogSource(events)
+    looks = iter([False, True])
+    taken = reading.read_on(source, stopped=lambda: next(looks))
+    assert 0 < taken < 20_000
+    assert taken + reading.read_on(source) == 20 + 19_999
+    source.close()
 
 
 @pytest.mark.slow
