@@ -65,6 +65,7 @@ POINTS: Final = (
     "shard.closing",
     "reset.before",
     "reset.after",
+    "refresh.named",
     "refresh.begun",
     "refresh.linked",
     "refresh.encoded",

@@ -115,6 +115,7 @@ class Daemon:
         shards: number -> shard of that generation.
         promotion: a generation that is catching up to take over, if one is.
         promoted: what came of the last one, for ``/status``.
+        promoting: held by whoever begins one, or drops what others have left behind.
         turned_at: monotonic seconds of its last turn.
     """
 
@@ -134,7 +135,7 @@ class Daemon:
         self._successions: list[tuple[Shard, Shard, int | None]] = []
         self._done = [0, 0]
         self._asked_to_stop = False
-        self._promoting = threading.Lock()  # of two that ask at a time, one
+        self.promoting = threading.RLock()
         self._watched_at = 0.0
         self.membership = self._member()
         self._duties = replace(duties, on_durable=self._durable.update)
@@ -330,7 +331,7 @@ class Daemon:
             UsageError: if it is the one that serves, or another one is under way.
             NotFoundError, ArtifactError: if there is no such generation, or its model is damaged.
         """
-        with self._promoting:
+        with self.promoting:
             if name == self.serving.name:
                 raise UsageError(f"generation {name} is in use already")
             if self.promotion is not None:
@@ -349,7 +350,7 @@ class Daemon:
             UsageError: if the model is that of the generation in use, or a promotion is under way.
             ArtifactError, StoreMismatchError, StoreError: as :func:`streamer.refreshing.coming` says.
         """
-        with self._promoting:
+        with self.promoting:
             if self.promotion is not None:
                 raise UsageError(f"generation {self.promotion.generation.name} is being promoted; wait for it")
             generation = coming(self.config, self.serving, artifact)

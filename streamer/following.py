@@ -79,13 +79,16 @@ class Following:
         self._note_failure()
         if time.monotonic() < self._not_before or promotion is not None or not daemon.caught_up:
             return
-        if self._begun is not None:
-            if self._config.model.follow is not None:
-                drop_served(self._config.data_dir)
-            self._begun = None
-        artifact = self._newer() or self._unfinished()
-        if artifact is not None:
-            self._begun = daemon.refresh(artifact).generation.name
+        with daemon.promoting:  # what another thread has begun and not got far with must not pass for left behind
+            if daemon.promotion is not None:
+                return
+            if self._begun is not None:
+                if self._config.model.follow is not None:
+                    drop_served(self._config.data_dir)
+                self._begun = None
+            artifact = self._newer() or self._unfinished()
+            if artifact is not None:
+                self._begun = daemon.refresh(artifact).generation.name
 
     def _note_failure(self) -> None:
         """What failed is not begun again at once, whoever had asked for it."""

@@ -78,6 +78,7 @@ def coming(config: Config, serving: Generation, artifact: Path) -> Generation:
             sync_path(folder)
         except OSError as error:
             raise StoreError(f"cannot write to {config.data_dir}: {error}; free disk space") from error
+        failpoint("refresh.named")
     make_generation(config.data_dir, name, model)
     return Generation(name, model)
 

@@ -171,6 +171,10 @@ def drop(
 ) -> None:
     """Remove a generation that is not in use, and free its disk space."""
     found = config(config_file, data_dir, verbose)
+    url = running_daemon(found.data_dir)
+    promotion = None if url is None else ask_daemon(url, "/status")["promotion"]
+    if promotion is not None and promotion["generation"] == name and promotion["state"] not in {"done", "failed"}:
+        raise UsageError(f"generation {name} is being promoted; wait for it, or stop the daemon")
     freed = drop_generation(found.data_dir, name)
     show({"dropped": name, "bytes": freed}, as_json, lambda: f"generation {name} dropped, {freed / 1e6:.1f} MB freed")
 

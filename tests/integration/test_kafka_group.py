@@ -246,12 +246,23 @@ def test_a_broker_that_is_away_ends_the_lease_but_not_the_membership(own_broker:
     one.group.commit({items(config): 0})
     own_broker.start()
     until(lambda: time.sleep(0.1) is None and one.alive() and one.group.holds(0), "the lease to come back")
-    assert one.notes.now() == {0, 1}
+    assert one.notes.told == [("assign", [0, 1])]
+    until(lambda: one.alive() and read_lag(Config(kafka=config))[2].committed == 0, "the commit, late")
+
+
+def test_a_broker_that_was_frozen_finds_its_members_again(own_broker: Broker, members: ExitStack) -> None:
+    """By its clock the session may have passed; then the shards are lost, and what waits to be committed with them."""
+    config = kafka_config(own_broker.bootstrap).model_copy(update={"session_timeout_s": SESSION_S})
+    create_topics(own_broker.bootstrap, {config.items_topic: 2, config.engagements_topic: 2})
+    one = join(members, config, "one")
+    settle({0, 1}, one)
     own_broker.freeze()
     until(lambda: time.sleep(0.1) is None and one.alive() and not one.group.holds(0), "the lease to end")
     own_broker.thaw()
     until(lambda: time.sleep(0.1) is None and one.alive() and one.group.holds(0), "the lease to come back")
-    until(lambda: read_lag(Config(kafka=config))[2].committed == 0, "the commit, late")
+    settle({0, 1}, one)
+    told = [what for what, _ in one.notes.told]
+    assert told == ["assign", *["lost", "assign"] * (len(told) // 2)]
     assert overlaps([one.notes]) == []
 
 

@@ -179,6 +179,39 @@ def test_a_daemon_that_is_killed_goes_on(world: World, point: str, hit: int) -> 
     assert_as_built_anew(world, "other")
 
 
+def test_what_is_just_begun_does_not_pass_for_left_behind(world: World) -> None:
+    """It is looked for what a killed process left behind twice a second, which a slow disk may take to begin."""
+    slow = "refresh.named=sleep:1500;refresh.encoded=sleep:1000"
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS=slow).until_ready()
+    asking = world.begin("data", "refresh", "--model", world.folder / "other")
+    daemon.until(lambda: bool(children(daemon)), "the process that encodes")
+    assert unfinished_generations(world.data_dir("data")) == [SECOND]
+    asking.end()
+    assert serves(daemon, SECOND)
+    assert len(daemon.events("refresh_begun")) == 1
+    assert "refresh_not_begun" not in daemon.said()
+
+
+def test_one_that_was_killed_before_it_had_its_model_is_dropped(world: World) -> None:
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS="refresh.named=kill").until_ready()
+    world.command("data", "refresh", "--model", world.folder / "other", code=3)
+    assert daemon.process.wait(60) == -signal.SIGKILL
+    assert unfinished_generations(world.data_dir("data")) == [SECOND]
+    daemon = world.run("data").until_ready()
+    daemon.until(lambda: generations(world.data_dir("data")) == [FIRST], "what was begun dropped")
+    assert serves(daemon, FIRST)
+
+
+def test_what_a_daemon_is_making_is_not_dropped(world: World) -> None:
+    daemon = world.run("data", FACETSTREAM_FAILPOINTS="refresh.encoded=sleep:2000").until_ready()
+    asking = world.begin("data", "refresh", "--model", world.folder / "other")
+    daemon.until(lambda: bool(children(daemon)), "the process that encodes")
+    said = world.command("data", "generation", "drop", SECOND, code=2)
+    assert f"generation {SECOND} is being promoted" in said
+    asking.end()
+    assert serves(daemon, SECOND)
+
+
 def test_a_daemon_that_is_killed_right_after_the_switch_has_switched(world: World) -> None:
     daemon = world.run("data", FACETSTREAM_FAILPOINTS="refresh.promoted=kill").until_ready()
     world.command("data", "refresh", "--model", world.folder / "other", code=3)
