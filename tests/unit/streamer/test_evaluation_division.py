@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,23 @@ def test_a_given_model_is_asked_by_many_processes_too():
 
 @pytest.mark.slow
 def test_processes_of_an_evaluation_that_is_killed_end(tmp_path):
+    with evaluating(tmp_path) as (process, found):
+        process.kill()
+        until(lambda: not any(map(runs, found)))
+
+
+@pytest.mark.slow
+def test_a_process_of_an_evaluation_that_is_killed_is_told_of(tmp_path):
+    with evaluating(tmp_path) as (process, found):
+        os.kill(found[0], signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+        assert b"DependencyError: a process of the evaluation ended without an answer" in said
+        until(lambda: not any(map(runs, found)))
+
+
+@contextmanager
+def evaluating(tmp_path):
+    """A process that has two do an evaluation, which they have begun, and those two."""
     asked = (
         "from streamer.evaluation.run import evaluate\n"
         "from streamer.evaluation.timeline import timeline_of\n"
@@ -111,14 +130,14 @@ def test_processes_of_an_evaluation_that_is_killed_end(tmp_path):
         f"evaluate(timeline_of(random_log(6)), settings, {FROM}, full=False, jobs=2)\n"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", asked], env=environment) as process:
+    with subprocess.Popen([sys.executable, "-c", asked], env=environment, stderr=subprocess.PIPE) as process:
         try:
             until(lambda: len(list(tmp_path.glob("facetstream-evaluation-*"))) == 3, process)
             found = workers(process.pid)
+            assert len(found) == 2
+            yield process, found
         finally:
             process.kill()
-    assert len(found) == 2
-    until(lambda: not any(map(runs, found)))
 
 
 def until(condition, process=None):
