@@ -87,16 +87,18 @@ class _Answers:
             question = Question.model_validate(document)
         except ValidationError as error:
             raise wrong(error) from None
-        open_here = {shard.number: shard.index for shard in self._shards()}
+        shards = self._shards()  # once: of one generation, and its model
+        open_here = {shard.number: shard.index for shard in shards}
         readers = {number: ViewReader(index.view) for number, index in open_here.items() if index is not None}
         if not readers:
             raise StoreError("no shard is open here yet; see /readyz")
         wanted = settings(question, self._config.retrieval)
-        return ask(readers, question, wanted, now_ms(), self._daemon.serving.model.encode).model_dump(mode="json")
+        return ask(readers, question, wanted, now_ms(), shards[0].generation.model.encode).model_dump(mode="json")
 
     def compact(self, _document: dict[str, Any]) -> dict[str, Any]:
         """Rebalance all shards here until idle."""
-        done = [shard.pipeline.compactor.run_until_idle() for shard in self._shards() if shard.pipeline is not None]
+        pipelines = [shard.pipeline for shard in self._shards()]
+        done = [pipeline.compactor.run_until_idle() for pipeline in pipelines if pipeline is not None]
         return {name: sum(getattr(each, name) for each in done) for name in ("splits", "merges", "marks", "moved")}
 
     def checkpoint(self, document: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from indexer.store import now_ms
+from indexer.store import Store, now_ms
 from indexer.warm import warm_up
 from schemas.config import Config
-from schemas.errors import StoreError, UsageError
+from schemas.errors import BrokerAwayError, StoreError, UsageError
 from streamer.answers import routes
 from streamer.asking import STATE_FILE
 from streamer.backup import Backups
@@ -54,6 +54,7 @@ log = structlog.get_logger(__name__)
 
 _TURN_S: Final = 0.05
 _WATCH_S: Final = 1.0
+_SUCCEED_AGAIN_S: Final = 1.0
 _SHARDS_SHARE: Final = 0.8  # of the time to stop; the rest is for the last commit and for leaving
 
 
@@ -133,6 +134,7 @@ class Daemon:
         self._bounded = duties.span.to_end
         self._ended: list[Shard] = []
         self._successions: list[tuple[Shard, Shard, int | None]] = []
+        self._succeed_at = 0.0
         self._done = [0, 0]
         self._asked_to_stop = False
         self.promoting = threading.RLock()
@@ -402,8 +404,7 @@ class Daemon:
             self._tell_refreshed(promotion)
 
     def _tell_refreshed(self, promotion: Promotion) -> None:
-        indexes = [index for shard in promotion.shards.values() if (index := shard.index) is not None]
-        found = refreshed(index.store for index in indexes)
+        found = refreshed(_stores(promotion.shards.values()))
         seconds = time.monotonic() - promotion.began
         self.metrics.refreshes.labels("done").inc()
         self.metrics.refresh_seconds.labels("whole").observe(seconds)
@@ -420,12 +421,27 @@ class Daemon:
 
     def _succeed(self) -> None:
         """Shards of a new generation go on where the old ones have ended."""
+        if time.monotonic() < self._succeed_at:
+            return
         for succession in list(self._successions):
             before, after, letters_at = succession
-            if before.join(0):
-                self._successions.remove(succession)
-                if self.shards.get(after.number) is after:
+            if not before.join(0):
+                continue
+            if self.shards.get(after.number) is after:
+                try:
                     after.serve(letters_at)
+                except BrokerAwayError as error:  # what was read is held until then
+                    log.warning("succession_waits", shard=after.number, reason=str(error), again_s=_SUCCEED_AGAIN_S)
+                    self._succeed_at = time.monotonic() + _SUCCEED_AGAIN_S
+                    return
+            self._successions.remove(succession)
+
+
+def _stores(shards: Iterable[Shard]) -> Iterator[Store]:
+    """Those that are open, each held open while it is looked into."""
+    for shard in shards:
+        with suppress(StoreError), shard.held_open() as index:
+            yield index.store
 
 
 def _check_resets(config: Config, resets: Mapping[str, str]) -> None:

@@ -195,7 +195,10 @@ def _settle(shard: Shard, index: Index) -> None:
     """Before readers are shown what the writer may not have synced yet, and another owner may publish beside us."""
     if not shard.owned:
         raise StoreError(f"shard {shard.number} may be another process's now: nothing is published")
-    index.store.sync()
+    with shard.held_open() as still:
+        if still is not index:
+            raise StoreError(f"shard {shard.number} was closed and opened again meanwhile: nothing is published")
+        index.store.sync()
 
 
 def url_of(config: Config) -> str:

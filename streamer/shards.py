@@ -16,7 +16,6 @@ from indexer.index import Index
 from indexer.rebalance.compactor import out_of_bounds
 from schemas.config import Config
 from schemas.errors import BrokerAwayError, FencedError, StoreError
-from streamer.dead_letters import DeadLetterSink
 from streamer.generations import open_index, release_shard
 from streamer.inbox import InboxClosedError
 from streamer.metrics import Metrics
@@ -119,6 +118,7 @@ class Shard:
         self.held = False
         self._stopping = self._abandoned = False
         self._open = threading.Lock()
+        self._beginning = threading.Lock()  # to write: with which sink is decided once
         self._pause = threading.Event()
         self._away: str | None = None
         self._told = Step(0, 0, 0)
@@ -209,11 +209,12 @@ class Shard:
         Raises:
             FacetstreamError: if the dead-letter topic cannot be opened.
         """
-        pipeline = self.pipeline
-        if pipeline is not None and self._config.source.kind == "kafka":  # a file is a generation's own
-            with suppress(InboxClosedError):  # it ended meanwhile, and its error is told as any other
-                pipeline.use_sink(open_sink(self._config, self.generation.name, self.number), letters_at)
-        self.serving, self.held = True, False
+        with self._beginning:
+            pipeline = self.pipeline
+            if pipeline is not None and self._config.source.kind == "kafka":  # a file is a generation's own
+                with suppress(InboxClosedError):  # it ended meanwhile, and its error is told as any other
+                    pipeline.use_sink(open_sink(self._config, self.generation.name, self.number), letters_at)
+            self.serving, self.held = True, False
 
     @contextmanager
     def held_open(self) -> Iterator[Index]:
@@ -291,6 +292,8 @@ class Shard:
             self._phase = "re-encoding"
             self._duties.begin(lambda: self._stopping)
             if self._stopping:
+                if self._abandoned:  # lost meanwhile: a store may have appeared
+                    self.release()
                 return True
         try:
             source = open_source(self._config, follow=not bounded, shard=self.number)
@@ -325,29 +328,17 @@ class Shard:
             failpoint("shard.opened")
             try:
                 self._reset(index, source)
-                self._pump(index, source, open_sink(config, name, self.number, build=not self.serving))
+                self._pump(index, source)
             finally:
                 failpoint("shard.closing")
                 with self._open:  # a checkpoint that is being taken needs the store
                     self._repeated, self._offsets = self.repeated, self.offsets
                     self.pipeline = self.index = None
 
-    def _pump(self, index: Index, source: Source, sink: DeadLetterSink) -> None:
-        duties = self._duties
-        pipeline = Pipeline(
-            index,
-            source,
-            sink,
-            self.generation.model,
-            self._config,
-            span=duties.span,
-            shard=self.number,
-            metrics=self._metrics,
-            on_progress=self._count,
-            on_durable=self._tell_durable,
-            may_write=lambda: duties.may_write() and not self.held,
-        )
-        self.index, self.pipeline, self.progress, self._told = index, pipeline, pipeline.progress, Step(0, 0, 0)
+    def _pump(self, index: Index, source: Source) -> None:
+        with self._beginning:
+            pipeline = self._pipeline(index, source)
+            self.index, self.pipeline, self.progress, self._told = index, pipeline, pipeline.progress, Step(0, 0, 0)
         if self._stopping:  # asked before there was a pipeline to ask
             (pipeline.abandon if self._abandoned else pipeline.stop)()
         log.info(
@@ -365,6 +356,22 @@ class Shard:
             generation=self.generation.name,
             records=pipeline.progress.records,
             offsets=index.view.positions,
+        )
+
+    def _pipeline(self, index: Index, source: Source) -> Pipeline:
+        duties = self._duties
+        return Pipeline(
+            index,
+            source,
+            open_sink(self._config, self.generation.name, self.number, build=not self.serving),
+            self.generation.model,
+            self._config,
+            span=duties.span,
+            shard=self.number,
+            metrics=self._metrics,
+            on_progress=self._count,
+            on_durable=self._tell_durable,
+            may_write=lambda: duties.may_write() and not self.held,
         )
 
     def _count(self, progress: Progress) -> None:

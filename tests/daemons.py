@@ -130,6 +130,10 @@ class Process:
         """Send a signal."""
         self.process.send_signal(number)
 
+    def stopped(self) -> bool:
+        """Whether it stands still, by a signal."""
+        return Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
     def end(self, code: int | None = 0) -> str:
         """Wait for the end; returns stderr. ``code`` is what it must exit with, None takes any."""
         try:

@@ -26,6 +26,7 @@ from streamer.generations import (
     pointer,
     require_generation,
 )
+from streamer.holding import held
 from streamer.refreshing import refreshed, switch_to
 
 Name = Annotated[str, typer.Argument(help="Generation.")]
@@ -144,10 +145,12 @@ def promote(
         ask_daemon(url, "/promote", {"generation": name})
         wait_for_switch(url, name)
     else:
-        if not force:
-            _check_not_behind(found, name, at.current)
-        _check_not_ahead(found, name, at.current)
-        switch_to(found.data_dir, name, at.current)
+        with held(found.data_dir):  # no daemon starts meanwhile
+            at = pointer(found.data_dir)
+            if not force:
+                _check_not_behind(found, name, at.current)
+            _check_not_ahead(found, name, at.current)
+            switch_to(found.data_dir, name, at.current)
     show({"current": name, "previous": at.current}, as_json, lambda: f"generation {name} is in use; was {at.current}")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.kafka.broker import Broker, GivenBroker
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_after_a_kill_at_every_failpoint_the_index_is_as_if_nothing_had_happened(
     kafka: Broker | GivenBroker, tmp_path: Path
 ) -> None:

@@ -13,13 +13,15 @@ import pytest
 
 from indexer.logical_state import differences
 from schemas.config import KafkaConfig
-from streamer.generations import Pointer, generations, load_model, pointer
+from schemas.errors import StoreLockedError
+from streamer.generations import Pointer, drop_generation, generations, load_model, pointer
 from streamer.replay import replay
 from streamer.shards import Generation
 from tests.asking import KNOWN_LINES, Asking, send_while
 from tests.builders import random_log, tiny_model
-from tests.conftest import FreshTopics
+from tests.conftest import FreshTopics, kafka_config
 from tests.daemons import World
+from tests.kafka.broker import Broker, create_topics
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +141,33 @@ def test_a_generation_that_is_behind_is_promoted_by_force_or_by_a_daemon_only(wo
     assert f"no generation before {FIRST}" in world.command("data", "generation", "rollback", code=1)
 
 
+@pytest.mark.kafka
+def test_a_broker_that_is_away_as_another_takes_over_is_waited_for(tmp_path: Path, own_broker: Broker) -> None:
+    kafka = kafka_config(own_broker.bootstrap).model_copy(update={"connect_timeout_s": 2.0})
+    topics = {kafka.items_topic: 1, kafka.engagements_topic: 1, kafka.dead_letters_topic: 1}
+    create_topics(own_broker.bootstrap, topics, retention_ms="-1")
+    with World(tmp_path, kafka, 1) as world:
+        tiny_model(seed=1).save(tmp_path / "other")
+        world.settings("data", together=False)
+        world.send(random_log(41, 400, 1))
+        world.run("data", "--until-end").end()
+        create_beside(world)
+        daemon = world.run("data", FACETSTREAM_FAILPOINTS="promote.after=stop").until_ready()
+        daemon.ask("/promote", {"generation": SECOND})
+        daemon.until(daemon.stopped, "the switch")
+        own_broker.freeze()
+        daemon.signal(signal.SIGCONT)
+        daemon.until_logged("succession_waits")
+        own_broker.thaw()
+        world.send(random_log(42, 400, 1))
+        world.until_applied(daemon)
+        daemon.terminate()
+        fresh, letters = world.undisturbed("other")
+        assert not differences(fresh, world.state("data"))
+        assert letters
+        assert world.letters("data") == dict.fromkeys(letters, 1)
+
+
 def test_what_a_daemon_has_open_is_not_dropped(world: World) -> None:
     world.run("data", "--until-end").end()
     create_beside(world)
@@ -146,7 +175,9 @@ def test_what_a_daemon_has_open_is_not_dropped(world: World) -> None:
     daemon = world.run("data", FACETSTREAM_FAILPOINTS="shard.opened=sleep:600000@3").until_ready()
     daemon.ask("/promote", {"generation": SECOND})
     daemon.until_logged("shard_opened", 3)
-    assert "another process" in world.command("data", "generation", "drop", SECOND, code=3)
+    assert "is being promoted" in world.command("data", "generation", "drop", SECOND, code=2)
+    with pytest.raises(StoreLockedError):
+        drop_generation(world.data_dir("data"), SECOND)
     assert "is being promoted" in world.command("data", "generation", "promote", SECOND, code=2)
     daemon.kill()
     assert world.reply("data", "generation", "drop", SECOND)["dropped"] == SECOND

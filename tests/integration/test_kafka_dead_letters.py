@@ -308,10 +308,10 @@ def test_whenever_the_process_dies_each_letter_is_there_once(fresh_topics: Fresh
     assert letters == len(found) > 100
 
 
-def transactional(config: KafkaConfig, shard: int) -> KafkaProducer:
+def transactional(config: KafkaConfig, shard: int, timeout_ms: int = 3_000) -> KafkaProducer:
     """A producer as a sink of the shard has, with a transaction begun; its own end is for whoever calls."""
     name = f"{config.group_id}-deadletters-{shard}"
-    producer = open_producer(config, transactional_id=name, transaction_timeout_ms=3_000)
+    producer = open_producer(config, transactional_id=name, transaction_timeout_ms=timeout_ms)
     producer.init_transactions()
     producer.begin_transaction()
     return producer
@@ -377,7 +377,7 @@ def test_what_a_process_had_sent_when_it_was_replaced_is_seen_by_nobody(fresh_to
 
 def test_letters_behind_the_open_transaction_of_a_dead_process_are_found(fresh_topics: FreshTopics) -> None:
     config = fresh_topics()
-    with closing(transactional(config, 4)) as dead:
+    with closing(transactional(config, 4, 10_000)) as dead:
         dead.send(config.dead_letters_topic, b"of another shard", partition=0)
         dead.flush()
         with closing(TopicDeadLetters(config, shard=3)) as sink:
@@ -394,8 +394,8 @@ def test_a_transaction_that_took_too_long_is_no_rival_and_done_again(
     fresh_topics: FreshTopics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = fresh_topics()
-    monkeypatch.setattr("streamer.dead_letter_topic.TRANSACTION_S", 1.0)
-    delays = [3.0]
+    monkeypatch.setattr("streamer.dead_letter_topic.TRANSACTION_S", 3.0)
+    delays = [8.0]
 
     def slow_flush(producer: KafkaProducer, timeout_s: float) -> None:
         flush(producer, timeout_s)
