@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
 
+from kafka.errors import KafkaError
+
 from schemas.config import KafkaConfig
+from schemas.errors import BrokerError
 from streamer.kafka_clients import open_admin
 from tests.kafka.broker import Broker, new_cluster_id
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 CONTROLLER: Final = 1
 BROKERS: Final = (2, 3)
 _HEAP: Final = "256m"
+_HEAL_S: Final = 120.0
 
 
 class Cluster:
@@ -72,12 +77,16 @@ class Cluster:
         return ",".join(self.brokers[number].bootstrap for number in BROKERS)
 
     def heal(self) -> None:
-        """Start what was killed, wake what was frozen."""
+        """Start what was killed, wake what was frozen, and wait until either broker may lead what lies on both."""
         for broker in self.brokers.values():
             if broker.running:
                 broker.thaw()
             else:
                 broker.start()
+        deadline = time.monotonic() + _HEAL_S
+        while not all(map(_knows_all_in_sync, self.brokers.values())):
+            assert time.monotonic() < deadline, f"not in sync after {_HEAL_S:g} s"
+            time.sleep(0.1)
 
     def create_topic(self, name: str, replicas: Mapping[int, Sequence[int]]) -> None:
         """A topic whose partitions lie where told: partition -> brokers, the leader first."""
@@ -89,3 +98,18 @@ class Cluster:
             )
         finally:
             admin.close()
+
+
+def _knows_all_in_sync(broker: Broker) -> bool:
+    """Whether, as this broker has it, no replica of any partition lags; one that was just thawed may have it wrong."""
+    try:
+        admin = open_admin(KafkaConfig(bootstrap_servers=broker.bootstrap))
+    except BrokerError:
+        return False
+    try:
+        partitions = [partition for topic in admin.describe_topics() for partition in topic["partitions"]]
+    except KafkaError:
+        return False
+    finally:
+        admin.close()
+    return all(sorted(each["isr_nodes"]) == sorted(each["replica_nodes"]) for each in partitions)
