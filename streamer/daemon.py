@@ -20,10 +20,11 @@ from typing import Any, Final
 import orjson
 import structlog
 
-from indexer.store import Store, now_ms
+from indexer.store import now_ms
 from indexer.warm import warm_up
 from schemas.config import Config
 from schemas.errors import BrokerAwayError, StoreError, UsageError
+from schemas.refresh import Refreshed, merged
 from streamer.answers import routes
 from streamer.asking import STATE_FILE
 from streamer.backup import Backups
@@ -46,7 +47,7 @@ from streamer.promotion import Promotion
 from streamer.publishing import Publishing
 from streamer.reader import Span
 from streamer.reencoding import Reencoding
-from streamer.refreshing import coming, refreshed, switch_to
+from streamer.refreshing import coming, switch_to
 from streamer.shards import Duties, Generation, Shard, Step
 from streamer.sources.base import Partition
 
@@ -404,7 +405,7 @@ class Daemon:
             self._tell_refreshed(promotion)
 
     def _tell_refreshed(self, promotion: Promotion) -> None:
-        found = refreshed(_stores(promotion.shards.values()))
+        found = merged(_refreshed(promotion.shards.values()))
         seconds = time.monotonic() - promotion.began
         self.metrics.refreshes.labels("done").inc()
         self.metrics.refresh_seconds.labels("whole").observe(seconds)
@@ -428,20 +429,27 @@ class Daemon:
             if not before.join(0):
                 continue
             if self.shards.get(after.number) is after:
+                if not after.owned:  # another's letters may go to the topic by now; the group will say
+                    continue
+                began = time.monotonic()
                 try:
                     after.serve(letters_at)
-                except BrokerAwayError as error:  # what was read is held until then
-                    log.warning("succession_waits", shard=after.number, reason=str(error), again_s=_SUCCEED_AGAIN_S)
-                    self._succeed_at = time.monotonic() + _SUCCEED_AGAIN_S
+                except BrokerAwayError as error:  # nothing is lost: what is to be written waits, or is read again
+                    ended = time.monotonic()
+                    rest_s = max(_SUCCEED_AGAIN_S, ended - began)  # half of the time is for all else
+                    log.warning("succession_waits", shard=after.number, reason=str(error), again_s=round(rest_s, 1))
+                    self._succeed_at = ended + rest_s
                     return
             self._successions.remove(succession)
 
 
-def _stores(shards: Iterable[Shard]) -> Iterator[Store]:
-    """Those that are open, each held open while it is looked into."""
+def _refreshed(shards: Iterable[Shard]) -> list[Refreshed]:
+    """What was done to those that are open and can be read, each held open while it is looked into."""
+    found = []
     for shard in shards:
         with suppress(StoreError), shard.held_open() as index:
-            yield index.store
+            found.append(index.store.refreshed())
+    return [each for each in found if each is not None]
 
 
 def _check_resets(config: Config, resets: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from kafka.protocol.consumer import IsolationLevel
 from pydantic import ValidationError
 
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError
+from schemas.errors import BrokerAwayError
 from streamer.kafka_clients import asked, broker_errors, open_admin, open_consumer, partition_counts
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _records(
             if at != before:
                 before, moved_at = at, time.monotonic()
             elif time.monotonic() - moved_at > config.request_timeout_s:
-                raise BrokerError(
+                raise BrokerAwayError(
                     f"Kafka at {config.bootstrap_servers} sent nothing for {config.request_timeout_s:g} s, although "
                     f"topic {config.dead_letters_topic!r} holds more dead letters"
                 )

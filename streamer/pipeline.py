@@ -147,6 +147,7 @@ class Pipeline:
         try:
             self._begin()
         except BaseException:
+            self.inbox.close()
             self._sink.close()
             raise
         threads = [threading.Thread(target=self.reader.run, name="reader", daemon=True)]

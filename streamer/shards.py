@@ -116,7 +116,7 @@ class Shard:
         self._phase = "opening"
         self.serving = not duties.build
         self.held = False
-        self._stopping = self._abandoned = False
+        self._stopping = self._abandoned = self._released = False
         self._open = threading.Lock()
         self._beginning = threading.Lock()  # to write: with which sink is decided once
         self._pause = threading.Event()
@@ -292,7 +292,7 @@ class Shard:
             self._phase = "re-encoding"
             self._duties.begin(lambda: self._stopping)
             if self._stopping:
-                if self._abandoned:  # lost meanwhile: a store may have appeared
+                if self._released:  # lost meanwhile: a store may have appeared
                     self.release()
                 return True
         try:
@@ -322,8 +322,9 @@ class Shard:
         config, name = self._config, self.generation.name
         self._phase = "opening"
         with open_index(config, self.generation.model, self.number, name) as index:
-            if self._abandoned:  # lost meanwhile: opening took the mark off again
+            if self._released:  # lost meanwhile: opening took the mark off again
                 self.release()
+            if self._abandoned:
                 return
             failpoint("shard.opened")
             try:
@@ -400,4 +401,5 @@ class Shard:
         Raises:
             StoreError: if the disk refuses.
         """
+        self._released = True  # first: whoever opens it meanwhile takes the mark off, and looks here then
         release_shard(self._config.data_dir, self.number)

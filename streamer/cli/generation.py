@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,7 +147,10 @@ def promote(
         wait_for_switch(url, name)
     else:
         with held(found.data_dir):  # no daemon starts meanwhile
+            require_generation(found.data_dir, name)
             at = pointer(found.data_dir)
+            if name == at.current:
+                raise UsageError(f"generation {name} is in use already")
             if not force:
                 _check_not_behind(found, name, at.current)
             _check_not_ahead(found, name, at.current)
@@ -178,7 +182,9 @@ def drop(
     promotion = None if url is None else ask_daemon(url, "/status")["promotion"]
     if promotion is not None and promotion["generation"] == name and promotion["state"] not in {"done", "failed"}:
         raise UsageError(f"generation {name} is being promoted; wait for it, or stop the daemon")
-    freed = drop_generation(found.data_dir, name)
+    require_generation(found.data_dir, name)
+    with nullcontext() if url is not None else held(found.data_dir):  # nobody starts with it meanwhile
+        freed = drop_generation(found.data_dir, name)
     show({"dropped": name, "bytes": freed}, as_json, lambda: f"generation {name} dropped, {freed / 1e6:.1f} MB freed")
 
 

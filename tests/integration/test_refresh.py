@@ -230,6 +230,7 @@ def test_the_process_that_encodes_is_killed(world: World, point: str) -> None:
     said = world.command("data", "refresh", "--model", world.folder / "other", code=3)
     assert "ended by SIGKILL" in said
     assert f"{FIRST} goes on" in said
+    assert local_shards(world.data_dir("data"), FIRST) == [0, 1]  # what was given up is not theirs
     world.send(random_log(34, 300))
     world.until_applied(daemon)
     time.sleep(1.5)  # it is looked for what is left undone twice a second
