@@ -9,8 +9,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,7 @@ import structlog
 from indexer.store import now_ms
 from indexer.warm import warm_up
 from schemas.config import Config
-from schemas.errors import BrokerAwayError, StoreError, UsageError
-from schemas.refresh import Refreshed, merged
+from schemas.errors import StoreError, UsageError
 from streamer.answers import routes
 from streamer.asking import STATE_FILE
 from streamer.backup import Backups
@@ -47,15 +46,15 @@ from streamer.promotion import Promotion
 from streamer.publishing import Publishing
 from streamer.reader import Span
 from streamer.reencoding import Reencoding
-from streamer.refreshing import coming, switch_to
+from streamer.refreshing import coming, refreshed, switch_to
 from streamer.shards import Duties, Generation, Shard, Step
 from streamer.sources.base import Partition
+from streamer.succession import Succession
 
 log = structlog.get_logger(__name__)
 
 _TURN_S: Final = 0.05
 _WATCH_S: Final = 1.0
-_SUCCEED_AGAIN_S: Final = 1.0
 _SHARDS_SHARE: Final = 0.8  # of the time to stop; the rest is for the last commit and for leaving
 
 
@@ -134,8 +133,7 @@ class Daemon:
         self._durable: dict[Partition, int] = {}
         self._bounded = duties.span.to_end
         self._ended: list[Shard] = []
-        self._successions: list[tuple[Shard, Shard, int | None]] = []
-        self._succeed_at = 0.0
+        self._successions: list[Succession] = []
         self._done = [0, 0]
         self._asked_to_stop = False
         self.promoting = threading.RLock()
@@ -398,18 +396,21 @@ class Daemon:
         self.promotion = None  # last: whoever sees none finds what became of it
         for shard in leaving:
             shard.stop()
-            self._successions.append((shard, self.shards[shard.number], promotion.letters_at.get(shard.number)))
+            letters_at = promotion.letters_at.get(shard.number)
+            self._successions.append(Succession(shard, self.shards[shard.number], letters_at))
         self._ended += leaving
         log.info("generation_promoted", generation=new.name, before=old.name, model_hash=new.model.manifest.model_hash)
         if promotion.refresh:
             self._tell_refreshed(promotion)
 
     def _tell_refreshed(self, promotion: Promotion) -> None:
-        found = merged(_refreshed(promotion.shards.values()))
+        found = None
+        with suppress(StoreError), ExitStack() as kept:  # one may end just now
+            found = refreshed([kept.enter_context(shard.held_open()).store for shard in promotion.shards.values()])
         seconds = time.monotonic() - promotion.began
         self.metrics.refreshes.labels("done").inc()
         self.metrics.refresh_seconds.labels("whole").observe(seconds)
-        if found is None:  # there were no shards here
+        if found is None:
             return
         for number, facet in enumerate(found.facets):
             if facet.changed is not None:
@@ -422,34 +423,8 @@ class Daemon:
 
     def _succeed(self) -> None:
         """Shards of a new generation go on where the old ones have ended."""
-        if time.monotonic() < self._succeed_at:
-            return
-        for succession in list(self._successions):
-            before, after, letters_at = succession
-            if not before.join(0):
-                continue
-            if self.shards.get(after.number) is after:
-                if not after.owned:  # another's letters may go to the topic by now; the group will say
-                    continue
-                began = time.monotonic()
-                try:
-                    after.serve(letters_at)
-                except BrokerAwayError as error:  # nothing is lost: what is to be written waits, or is read again
-                    ended = time.monotonic()
-                    rest_s = max(_SUCCEED_AGAIN_S, ended - began)  # half of the time is for all else
-                    log.warning("succession_waits", shard=after.number, reason=str(error), again_s=round(rest_s, 1))
-                    self._succeed_at = ended + rest_s
-                    return
-            self._successions.remove(succession)
-
-
-def _refreshed(shards: Iterable[Shard]) -> list[Refreshed]:
-    """What was done to those that are open and can be read, each held open while it is looked into."""
-    found = []
-    for shard in shards:
-        with suppress(StoreError), shard.held_open() as index:
-            found.append(index.store.refreshed())
-    return [each for each in found if each is not None]
+        still = [each for each in self._successions if self.shards.get(each.after.number) is each.after]
+        self._successions = [each for each in still if not each.turn()]
 
 
 def _check_resets(config: Config, resets: Mapping[str, str]) -> None:

@@ -134,7 +134,7 @@ def letters_between(
     Records that are no dead letters are logged and passed over.
 
     Raises:
-        BrokerError: if the broker sends nothing for ``request_timeout_s`` although there is more.
+        BrokerAwayError: if the broker sends nothing for ``request_timeout_s`` although there is more.
     """
     for record in _records(config, consumer, ranges):
         letter = _as_letter(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -212,8 +212,11 @@ class Shard:
         with self._beginning:
             pipeline = self.pipeline
             if pipeline is not None and self._config.source.kind == "kafka":  # a file is a generation's own
-                with suppress(InboxClosedError):  # it ended meanwhile, and its error is told as any other
-                    pipeline.use_sink(open_sink(self._config, self.generation.name, self.number), letters_at)
+                sink = open_sink(self._config, self.generation.name, self.number)
+                try:
+                    pipeline.use_sink(sink, letters_at)
+                except InboxClosedError:  # it ended meanwhile, and its error is told as any other
+                    sink.close()
             self.serving, self.held = True, False
 
     @contextmanager

@@ -17,6 +17,7 @@ from streamer.cli._promotion import wait_for_switch
 from streamer.cli._source import Bootstrap, Events, Rate, source_config
 from streamer.cli.replays import replay_into, show_replayed
 from streamer.generations import (
+    Pointer,
     drop_generation,
     generations,
     local_shards,
@@ -137,20 +138,14 @@ def promote(
 ) -> None:
     """Make a generation the one in use; a running daemon lets it catch up first."""
     found = config(config_file, data_dir, verbose)
-    require_generation(found.data_dir, name)
-    at = pointer(found.data_dir)
-    if name == at.current:
-        raise UsageError(f"generation {name} is in use already")
+    at = _in_use_beside(found, name)
     url = running_daemon(found.data_dir)
     if url is not None:
         ask_daemon(url, "/promote", {"generation": name})
         wait_for_switch(url, name)
     else:
         with held(found.data_dir):  # no daemon starts meanwhile
-            require_generation(found.data_dir, name)
-            at = pointer(found.data_dir)
-            if name == at.current:
-                raise UsageError(f"generation {name} is in use already")
+            at = _in_use_beside(found, name)
             if not force:
                 _check_not_behind(found, name, at.current)
             _check_not_ahead(found, name, at.current)
@@ -186,6 +181,15 @@ def drop(
     with nullcontext() if url is not None else held(found.data_dir):  # nobody starts with it meanwhile
         freed = drop_generation(found.data_dir, name)
     show({"dropped": name, "bytes": freed}, as_json, lambda: f"generation {name} dropped, {freed / 1e6:.1f} MB freed")
+
+
+def _in_use_beside(found: Config, name: str) -> Pointer:
+    """What is in use, which must not be this generation, and this one must be there."""
+    require_generation(found.data_dir, name)
+    at = pointer(found.data_dir)
+    if name == at.current:
+        raise UsageError(f"generation {name} is in use already")
+    return at
 
 
 def _offsets(found: Config, generation: str) -> dict[str, int]:

@@ -143,12 +143,12 @@ def test_a_generation_that_is_behind_is_promoted_by_force_or_by_a_daemon_only(wo
 
 @pytest.mark.kafka
 def test_a_broker_that_is_away_as_another_takes_over_is_waited_for(tmp_path: Path, own_broker: Broker) -> None:
-    kafka = kafka_config(own_broker.bootstrap).model_copy(update={"connect_timeout_s": 2.0})
+    kafka = kafka_config(own_broker.bootstrap)
     topics = {kafka.items_topic: 1, kafka.engagements_topic: 1, kafka.dead_letters_topic: 1}
     create_topics(own_broker.bootstrap, topics, retention_ms="-1")
     with World(tmp_path, kafka, 1) as world:
         tiny_model(seed=1).save(tmp_path / "other")
-        world.settings("data", together=False)
+        world.settings("data", together=False, more="live_after_s = 3")
         world.send(random_log(41, 400, 1))
         world.run("data", "--until-end").end()
         create_beside(world)
@@ -157,7 +157,15 @@ def test_a_broker_that_is_away_as_another_takes_over_is_waited_for(tmp_path: Pat
         daemon.until(daemon.stopped, "the switch")
         own_broker.freeze()
         daemon.signal(signal.SIGCONT)
-        daemon.until_logged("succession_waits")
+        daemon.until_logged("shard_closed")
+        alive = []
+
+        def waits() -> bool:
+            alive.append(daemon.ask("/livez")[0])
+            return bool(daemon.events("succession_waits"))
+
+        daemon.until(waits, "the broker to be waited for")
+        assert set(alive) == {200}  # all else goes on meanwhile
         own_broker.thaw()
         world.send(random_log(42, 400, 1))
         world.until_applied(daemon)

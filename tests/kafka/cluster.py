@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Self
@@ -13,6 +12,7 @@ from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
 from streamer.kafka_clients import open_admin
 from tests.kafka.broker import Broker, new_cluster_id
+from tests.kafka.records import until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -83,10 +83,7 @@ class Cluster:
                 broker.thaw()
             else:
                 broker.start()
-        deadline = time.monotonic() + _HEAL_S
-        while not all(map(_knows_all_in_sync, self.brokers.values())):
-            assert time.monotonic() < deadline, f"not in sync after {_HEAL_S:g} s"
-            time.sleep(0.1)
+        until(lambda: all(map(_knows_all_in_sync, self.brokers.values())), "all replicas to be in sync", _HEAL_S)
 
     def create_topic(self, name: str, replicas: Mapping[int, Sequence[int]]) -> None:
         """A topic whose partitions lie where told: partition -> brokers, the leader first."""
